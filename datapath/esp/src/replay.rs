@@ -1,0 +1,315 @@
+//! The replay window (RFC 4303 §3.4.3 and appendix A), lock-free and in memory that outlives the datapath.
+//!
+//! A ring of 64-bit words; a word covers a block of 16 sequence numbers: 48 bits say which block, 16 bits
+//! which of its numbers were received. A block that comes round again takes the word over, so moving the
+//! right edge clears nothing, and a number is accepted by one compare-and-swap on one word: whatever
+//! the workers race for and wherever a process dies, no number is accepted twice.
+//!
+//! The order check → open → commit is kept by types: only [`ReplayWindow::check`] makes a [`Token`],
+//! and only a token can be committed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use culvert_packet::reason::DropReason;
+use culvert_state::Words;
+use culvert_state::layout::inbound::{BLOCK, HIGHEST, RING, words};
+
+/// Bits of a ring word that are the map of a block; the others name the block.
+const MAP_BITS: u32 = 16;
+const _: () = assert!(BLOCK == MAP_BITS as u64);
+
+/// The replay window of one inbound SA.
+#[derive(Debug)]
+pub struct ReplayWindow {
+    words: Words,
+    size: u64,
+    mask: u64,
+    esn: bool,
+}
+
+/// A sequence number that passed the check and awaits authentication.
+#[derive(Debug)]
+#[must_use = "a packet that authenticates must be committed, or it can be replayed"]
+pub struct Token {
+    sequence: u64,
+    far: bool,
+}
+
+impl Token {
+    /// The extended sequence number that was inferred; without ESN its high half is zero.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The reason to give if authentication fails. With ESN, a number left of the window can only be taken for
+    /// one of the next 2^32 (RFC 4303 appendix A2.2): it fails authentication, but what it is, is too old.
+    #[must_use]
+    pub fn refusal(&self) -> DropReason {
+        if self.far {
+            DropReason::TooOld
+        } else {
+            DropReason::AuthenticationFailed
+        }
+    }
+}
+
+impl ReplayWindow {
+    /// A window of `size` packets on `words`, which keep their content. `None` if `words` are not of the
+    /// length that [`culvert_state::layout::inbound::words`] gives.
+    #[must_use]
+    pub fn new(words_: Words, size: u32, esn: bool) -> Option<Self> {
+        if words_.len() != words(size) {
+            return None;
+        }
+        Some(Self {
+            mask: (words_.len() - RING) as u64 - 1,
+            words: words_,
+            size: u64::from(size),
+            esn,
+        })
+    }
+
+    /// Size in packets.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The highest sequence number authenticated, 0 for none: the window's right edge.
+    #[must_use]
+    pub fn highest(&self) -> u64 {
+        self.words[HIGHEST].load(Ordering::Relaxed)
+    }
+
+    /// Whether a packet that carries `low` may be opened, and as which number. Changes nothing.
+    ///
+    /// # Errors
+    /// [`DropReason::Replayed`] for a number received before, [`DropReason::TooOld`] for one left of the
+    /// window, and for 0, which is never sent.
+    #[inline]
+    pub fn check(&self, low: u32) -> Result<Token, DropReason> {
+        let highest = self.highest();
+        let sequence = if self.esn {
+            self.infer(highest, low).ok_or(DropReason::TooOld)?
+        } else {
+            u64::from(low)
+        };
+        if sequence == 0 || sequence.saturating_add(self.size) <= highest {
+            return Err(DropReason::TooOld);
+        }
+        let word = self.word(sequence).load(Ordering::Relaxed);
+        Self::mark(word, sequence).map(|_| Token {
+            sequence,
+            far: self.esn && sequence > highest.saturating_add(1 << 31),
+        })
+    }
+
+    /// Marks the number of a packet that authenticated. Only now the window moves
+    /// (RFC 4303 §3.4.3: "MUST NOT … until the integrity check succeeds").
+    ///
+    /// # Errors
+    /// [`DropReason::Replayed`] or [`DropReason::TooOld`] if another worker was faster.
+    #[inline]
+    #[expect(clippy::needless_pass_by_value, reason = "a token is good for once")]
+    pub fn commit(&self, token: Token) -> Result<(), DropReason> {
+        let sequence = token.sequence;
+        let word = self.word(sequence);
+        let mut seen = word.load(Ordering::Relaxed);
+        loop {
+            let marked = Self::mark(seen, sequence)?;
+            match word.compare_exchange_weak(seen, marked, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => seen = now,
+            }
+        }
+        if sequence > self.highest() {
+            self.words[HIGHEST].fetch_max(sequence, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// RFC 4303 appendix A2.2: the high half that puts `low` into the window or, failing that, ahead of
+    /// it. `None`: before the first number there is.
+    #[inline]
+    fn infer(&self, highest: u64, low: u32) -> Option<u64> {
+        let high = highest >> 32;
+        let edge = highest & 0xffff_ffff;
+        let low = u64::from(low);
+        let high = if edge + 1 >= self.size {
+            // Case A: the window lies within one half-space.
+            if low + self.size > edge {
+                high
+            } else {
+                high + 1
+            }
+        } else if low + self.size > edge + (1 << 32) {
+            // Case B: it spans two, and `low` is in the earlier one.
+            high.checked_sub(1)?
+        } else {
+            high
+        };
+        (high <= 0xffff_ffff).then_some(high << 32 | low)
+    }
+
+    #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "masked to the ring's length"
+    )]
+    fn word(&self, sequence: u64) -> &AtomicU64 {
+        &self.words[RING + ((sequence / BLOCK) & self.mask) as usize]
+    }
+
+    /// The ring word after `sequence` was received.
+    #[inline]
+    fn mark(word: u64, sequence: u64) -> Result<u64, DropReason> {
+        // 48 bits name a block of 16: enough for 2^52 packets, 10 years at 10 million a second. Above,
+        // the names would repeat, and everything is refused.
+        let block = sequence / BLOCK;
+        if block >> (64 - MAP_BITS) != 0 {
+            return Err(DropReason::TooOld);
+        }
+        let bit = 1 << (sequence % BLOCK);
+        match block.cmp(&(word >> MAP_BITS)) {
+            std::cmp::Ordering::Greater => Ok(block << MAP_BITS | bit),
+            std::cmp::Ordering::Equal if word & bit == 0 => Ok(word | bit),
+            std::cmp::Ordering::Equal => Err(DropReason::Replayed),
+            std::cmp::Ordering::Less => Err(DropReason::TooOld),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    fn window(size: u32, esn: bool) -> ReplayWindow {
+        ReplayWindow::new(Words::on_heap(words(size)), size, esn).unwrap()
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the wire carries the low half")]
+    fn receive(window: &ReplayWindow, sequence: u64) -> Result<(), DropReason> {
+        let token = window.check(sequence as u32)?;
+        // Authentication: the sender used `sequence`, and the ICV covers it.
+        if token.sequence() != sequence {
+            return Err(token.refusal());
+        }
+        window.commit(token)
+    }
+
+    #[test]
+    fn a_number_is_taken_once() {
+        let window = window(32, false);
+        assert_eq!(receive(&window, 0), Err(DropReason::TooOld));
+        assert_eq!(receive(&window, 1), Ok(()));
+        assert_eq!(receive(&window, 1), Err(DropReason::Replayed));
+        assert_eq!(receive(&window, 40), Ok(()));
+        assert_eq!(receive(&window, 8), Err(DropReason::TooOld));
+        assert_eq!(receive(&window, 9), Ok(()));
+        assert_eq!(receive(&window, 9), Err(DropReason::Replayed));
+    }
+
+    #[test]
+    fn the_check_alone_changes_nothing() {
+        let window = window(64, true);
+        for _ in 0..3 {
+            let _unused = window.check(77).unwrap();
+        }
+        assert_eq!(window.highest(), 0);
+        assert_eq!(receive(&window, 77), Ok(()));
+    }
+
+    #[test]
+    fn esn_crosses_the_edge() {
+        // RFC 4303 appendix A2.2, cases A and B.
+        let window = window(64, true);
+        window.words[HIGHEST].store((1 << 32) - 10, Ordering::Relaxed);
+        assert_eq!(receive(&window, (1 << 32) - 5), Ok(()));
+        assert_eq!(receive(&window, (1 << 32) + 3), Ok(()));
+        assert_eq!(receive(&window, (1 << 32) - 6), Ok(()));
+        assert_eq!(receive(&window, (1 << 32) - 5), Err(DropReason::Replayed));
+        assert_eq!(receive(&window, 1 << 32), Ok(()));
+        assert_eq!(window.highest(), (1 << 32) + 3);
+    }
+
+    #[test]
+    fn state_survives_its_user() {
+        let words = Words::on_heap(words(128));
+        let first = ReplayWindow::new(words.clone(), 128, true).unwrap();
+        assert_eq!(receive(&first, 5), Ok(()));
+        drop(first);
+        let second = ReplayWindow::new(words, 128, true).unwrap();
+        assert_eq!(receive(&second, 5), Err(DropReason::Replayed));
+    }
+
+    #[test]
+    fn threads_never_take_the_same_number_twice() {
+        let window = window(4096, true);
+        let taken: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        (1..20_000_u64)
+                            .filter(|sequence| receive(&window, *sequence).is_ok())
+                            .count()
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
+        });
+        assert!(taken < 20_000);
+    }
+
+    /// The window as the RFC's text has it: a set and a right edge.
+    struct Oracle {
+        seen: HashSet<u64>,
+        highest: u64,
+        size: u64,
+    }
+
+    impl Oracle {
+        fn receive(&mut self, sequence: u64) -> Result<(), DropReason> {
+            if sequence == 0 || sequence + self.size <= self.highest {
+                return Err(DropReason::TooOld);
+            }
+            if !self.seen.insert(sequence) {
+                return Err(DropReason::Replayed);
+            }
+            self.highest = self.highest.max(sequence);
+            Ok(())
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        #[test]
+        fn agrees_with_a_naive_oracle(
+            size in 32_u32..=4096, esn in any::<bool>(), seed_edge in 0_u64..3,
+            steps in proptest::collection::vec((0_u8..10, 0_u64..6000), 1..600),
+        ) {
+            let window = window(size, esn);
+            let mut oracle = Oracle { seen: HashSet::new(), highest: 0, size: u64::from(size) };
+            if esn {
+                oracle.highest = (seed_edge << 32).saturating_sub(2500);
+                window.words[HIGHEST].store(oracle.highest, Ordering::Relaxed);
+            }
+            for (kind, distance) in steps {
+                let sequence = match kind {
+                    0..5 => oracle.highest + 1 + distance % 4,
+                    5..9 => oracle.highest.saturating_sub(distance % (u64::from(size) + 40)),
+                    _ => oracle.highest + distance,
+                };
+                let expected = oracle.receive(sequence);
+                let got = receive(&window, sequence);
+                prop_assert_eq!(got, expected, "sequence {} highest {}", sequence, oracle.highest);
+                prop_assert_eq!(window.highest(), oracle.highest);
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Frames and the pool that they come from: memory in chunks of one size, each owned by exactly one
+//! [`Frame`], or by the kernel.
+//!
+//! A [`Frame`] is neither `Copy` nor `Clone`, so it is in one ring only; whoever is done with it
+//! gives it back to the [`Pool`]. The memory lives as long as the process: a worker's frames are
+//! needed until it ends, and nothing can dangle.
+#![expect(unsafe_code, reason = "frames are slices of memory that the kernel writes too")]
+
+use std::ops::Range;
+use std::ptr::NonNull;
+
+use culvert_esp::buffer;
+
+/// Size of a chunk that the kernel shares, in bytes: a page, the largest that AF_XDP takes without huge
+/// pages.
+pub const CHUNK: u32 = 4096;
+
+/// Where a received packet starts in its chunk: the user's headroom and the kernel's
+/// `XDP_PACKET_HEADROOM` of 256 bytes.
+pub const HEADROOM: usize = USER_HEADROOM + 256;
+
+/// Headroom asked of the kernel: enough for the headers to move forward when sealing.
+pub const USER_HEADROOM: usize = 32;
+const _: () = assert!(USER_HEADROOM >= culvert_esp::MAX_HEADROOM);
+
+/// A packet in a chunk of memory that is its alone.
+#[must_use = "a frame that is dropped is a chunk lost: give it back to the pool"]
+#[derive(Debug)]
+pub struct Frame {
+    chunk: NonNull<u8>,
+    size: u32,
+    index: u32,
+    start: u32,
+    end: u32,
+}
+
+// SAFETY: the chunk is this frame's alone (see `Pool`), wherever the frame goes.
+unsafe impl Send for Frame {}
+
+impl Frame {
+    /// The packet.
+    #[inline]
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the chunk is `size` bytes of live memory owned by this frame.
+        let chunk = unsafe { std::slice::from_raw_parts(self.chunk.as_ptr(), self.size as usize) };
+        &chunk[self.start as usize..self.end as usize]
+    }
+
+    /// Length of the packet in bytes.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    /// Whether there is no packet in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Number of the chunk in its pool.
+    #[inline]
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Offset of the packet in its chunk.
+    #[inline]
+    #[must_use]
+    pub fn start(&self) -> usize {
+        self.start as usize
+    }
+
+    /// Moves the packet to `start` in its chunk; false, and nothing done, if it does not fit there.
+    pub fn move_to(&mut self, start: usize) -> bool {
+        let bounds = buffer::Frame::bounds(self);
+        let end = start + bounds.len();
+        if end > self.size as usize {
+            return false;
+        }
+        buffer::Frame::chunk(self).copy_within(bounds, start);
+        buffer::Frame::set_bounds(self, start..end);
+        true
+    }
+
+    /// Makes the frame a copy of `bytes`.
+    ///
+    /// # Errors
+    /// `bytes` do not fit behind the headroom.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), TooLong> {
+        let bounds = HEADROOM..HEADROOM + bytes.len();
+        if bounds.end > self.size as usize {
+            return Err(TooLong(bytes.len()));
+        }
+        buffer::Frame::chunk(self)[bounds.clone()].copy_from_slice(bytes);
+        buffer::Frame::set_bounds(self, bounds);
+        Ok(())
+    }
+}
+
+/// A packet that does not fit a chunk.
+#[derive(Debug, thiserror::Error)]
+#[error("a packet of {0} bytes does not fit a frame")]
+pub struct TooLong(pub usize);
+
+impl buffer::Frame for Frame {
+    #[inline]
+    fn chunk(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.chunk.as_ptr(), self.size as usize) }
+    }
+
+    #[inline]
+    fn bounds(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by the chunk")]
+    fn set_bounds(&mut self, bounds: Range<usize>) {
+        let end = bounds.end.min(self.size as usize);
+        self.start = bounds.start.min(end) as u32;
+        self.end = end as u32;
+    }
+}
+
+/// The frames of one worker: a free list over memory in chunks of one size.
+#[derive(Debug)]
+pub struct Pool {
+    base: NonNull<u8>,
+    count: u32,
+    chunk: u32,
+    free: Vec<Frame>,
+}
+
+// SAFETY: the pool owns its memory, and its frames are Send.
+unsafe impl Send for Pool {}
+
+impl Pool {
+    /// A pool of `frames` frames with chunks of `chunk` bytes on the heap, for ports that the kernel does
+    /// not share. Its memory is never freed.
+    #[must_use]
+    pub fn on_heap(frames: u32, chunk: u32) -> Self {
+        let memory = vec![0_u8; frames as usize * chunk as usize].leak();
+        // SAFETY: leaked, so live for ever, and nobody else has it.
+        unsafe { Self::in_memory(NonNull::from(memory).cast(), frames, chunk) }
+    }
+
+    /// A pool over `frames` chunks of `chunk` bytes from `base`.
+    ///
+    /// # Safety
+    /// `base` points at `frames * chunk` bytes that are readable and writable until the process ends, and
+    /// that nobody accesses but frames of this pool, and the kernel those that were lent to it.
+    #[must_use]
+    pub unsafe fn in_memory(base: NonNull<u8>, frames: u32, chunk: u32) -> Self {
+        let mut pool = Self {
+            base,
+            count: frames,
+            chunk,
+            free: Vec::with_capacity(frames as usize),
+        };
+        // From the last to the first, so that they are taken in the order of memory.
+        for index in (0..frames).rev() {
+            // SAFETY: every chunk gets one frame, here.
+            let frame = unsafe { pool.reclaim(index, HEADROOM, 0) };
+            pool.free.extend(frame);
+        }
+        pool
+    }
+
+    /// Takes a free frame, empty.
+    #[inline]
+    pub fn take(&mut self) -> Option<Frame> {
+        self.free.pop()
+    }
+
+    /// Gives a frame back.
+    #[inline]
+    pub fn give(&mut self, frame: Frame) {
+        debug_assert!(self.free.len() < self.count as usize);
+        self.free.push(frame);
+    }
+
+    /// How many frames are free.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Lends a frame's chunk to the kernel; [`Pool::reclaim`] makes a frame of it again.
+    #[inline]
+    #[expect(clippy::unused_self, reason = "lending is the pool's business")]
+    #[expect(clippy::needless_pass_by_value, reason = "the frame ends here")]
+    pub fn lend(&self, frame: Frame) -> u32 {
+        frame.index
+    }
+
+    /// The frame of a chunk that the kernel is done with: `length` bytes from `offset` in the chunk.
+    /// `None` if there is no such chunk or the packet is not within it.
+    ///
+    /// # Safety
+    /// The chunk was lent, and the kernel has given it back since.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by the chunk")]
+    pub unsafe fn reclaim(&self, index: u32, offset: usize, length: usize) -> Option<Frame> {
+        if index >= self.count || offset + length > self.chunk as usize {
+            return None;
+        }
+        // SAFETY: within the pool's memory, as just checked.
+        let chunk = unsafe { self.base.add(index as usize * self.chunk as usize) };
+        Some(Frame {
+            chunk,
+            size: self.chunk,
+            index,
+            start: offset as u32,
+            end: (offset + length) as u32,
+        })
+    }
+}

@@ -1,0 +1,19 @@
+//! The datapath: what seals and opens the Geneve packets of a hypervisor.
+//!
+//! In the order of a packet's way out: [`steer`] (eBPF) hands it to the host [`port`], a [`worker`] receives
+//! it into a [`frame`], the [`pipeline`] finds its SA in the [`tables`] and seals it with
+//! [`culvert_esp`], the wire [`port`] sends it. The way in is the same backwards. [`daemon`] puts the
+//! parts together; [`control`] is how the key manager fills the tables; [`offline`] runs a worker on
+//! capture files.
+
+pub mod control;
+pub mod daemon;
+pub mod frame;
+pub mod nic;
+pub mod offline;
+pub mod pipeline;
+pub mod port;
+pub mod settings;
+pub mod steer;
+pub mod tables;
+pub mod worker;

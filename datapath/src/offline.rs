@@ -1,0 +1,114 @@
+//! The worker on capture files: what `culvert pcap` does.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+use culvert_esp::Backend;
+use culvert_packet::reason::DropReason;
+use culvert_proto::message::Update;
+use culvert_proto::sa::{Direction, PolicySpec, SaSpec, StateRef};
+use culvert_state::Words;
+use culvert_state::layout::{inbound, outbound};
+use serde::Serialize;
+
+use crate::frame::Pool;
+use crate::port::pcap::{Clock, PcapPort};
+use crate::tables::Database;
+use crate::worker::Worker;
+
+/// Chunk for one packet of a capture: the longest IP packet, and room for ESP.
+const CHUNK: u32 = 66_000;
+/// No wire that a packet could be too long for.
+const NO_MTU: usize = usize::MAX;
+
+/// What to do with a capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Geneve in, ESP out.
+    Seal,
+    /// ESP in, Geneve out.
+    Open,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Packets read.
+    pub read: u64,
+    /// Packets written.
+    pub written: u64,
+    /// Packets dropped, by reason; only reasons that occurred.
+    pub drops: BTreeMap<&'static str, u64>,
+}
+
+/// Runs the packets of `input` through a worker with these SAs and policies, into `output`. Sequence numbers
+/// start at `first_sequence`: what is sealed has them, what is opened is expected around there.
+///
+/// # Errors
+/// An SA or policy that the datapath refuses; a capture that cannot be read or written.
+pub fn run(
+    task: Task,
+    mut sas: Vec<SaSpec>,
+    policies: Vec<PolicySpec>,
+    backend: Backend,
+    first_sequence: u64,
+    input: &Path,
+    output: &Path,
+) -> Result<Report> {
+    for sa in &mut sas {
+        let words = match sa.id.direction {
+            Direction::In => inbound::words(sa.replay_window),
+            Direction::Out => outbound::WORDS,
+        };
+        sa.state = StateRef {
+            offset: 0,
+            words: u32::try_from(words)?,
+        };
+    }
+    let update = Update {
+        reset: true,
+        add_sas: sas,
+        add_policies: policies,
+        ..Update::default()
+    };
+    let before_first = first_sequence.saturating_sub(1);
+    let database = Database::new(backend).updated(update, |state| {
+        let words = Words::on_heap(state.words as usize);
+        const { assert!(inbound::HIGHEST == outbound::LEASED) };
+        words[outbound::LEASED].store(before_first, Ordering::Relaxed);
+        Ok(words)
+    })?;
+
+    let clock = Clock::default();
+    let (source, sink) = (
+        PcapPort::reading(input, &clock)?,
+        PcapPort::writing(output, &clock)?,
+    );
+    let (wire, host) = match task {
+        Task::Seal => (sink, source),
+        Task::Open => (source, sink),
+    };
+    let (mut worker, handle) = Worker::new(vec![wire], host, NO_MTU, Pool::on_heap(4, CHUNK))?;
+    handle.publish(Arc::new(database.snapshot()));
+    while worker.turn() > 0 {}
+
+    let (wire, host) = worker.into_ports();
+    let mut report = Report {
+        read: 0,
+        written: 0,
+        drops: DropReason::ALL
+            .iter()
+            .map(|reason| (reason.name(), handle.counters().dropped(*reason)))
+            .filter(|(_, count)| *count > 0)
+            .collect(),
+    };
+    for port in wire.into_iter().chain([host]) {
+        report.read += port.read;
+        report.written += port.written;
+        port.finish()?;
+    }
+    Ok(report)
+}

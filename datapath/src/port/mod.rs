@@ -1,0 +1,46 @@
+//! Ports: where frames come from and go to. [`xsk`] is AF_XDP; [`memory`] and [`pcap`] run the same
+//! workers without a kernel, for tests, benchmarks and `culvert pcap`.
+
+pub mod memory;
+pub mod pcap;
+pub mod xsk;
+
+use std::os::fd::BorrowedFd;
+
+use crate::frame::{Frame, Pool};
+
+/// One end of a worker: a batch in, frames out, one flush.
+///
+/// A port with larger buffers than a page (a TAP with superpackets of 64 KiB) has frames of its own
+/// kind; it will bring them as a second pool, not as another trait.
+pub trait Port {
+    /// Appends received frames to `batch`, at most `most`; also reclaims frames that were sent and keeps the
+    /// kernel supplied with free ones, both from `pool`. Returns how many were received.
+    fn receive(&mut self, pool: &mut Pool, batch: &mut Vec<Frame>, most: usize) -> usize;
+
+    /// Queues a frame for sending.
+    ///
+    /// # Errors
+    /// The frame, if the queue is full.
+    fn queue(&mut self, frame: Frame) -> Result<(), Frame>;
+
+    /// Sends what is queued. Frames that were sent go back to `pool`, now or at a later call.
+    fn flush(&mut self, pool: &mut Pool);
+
+    /// What poll(2) can wait for until there is something to receive; `None` for a port that never waits.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Packets that the port itself lost, by reason.
+    fn losses(&self) -> Losses {
+        Losses::default()
+    }
+}
+
+/// Packets that the kernel counted as lost at a port, since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// No free frame, or the RX ring was full.
+    pub receive: u64,
+    /// Descriptors that the kernel refused to send.
+    pub send: u64,
+}

@@ -1,0 +1,372 @@
+//! AF_XDP ports on xsk-rs: a worker's sockets on one UMEM, so that a frame is sent from where it was
+//! received.
+//!
+//! Two properties of what lies below shape this file:
+//!
+//! - A descriptor of xsk-rs cannot be told where the packet starts: it is made with the UMEM, for the
+//!   position that receiving gives. As ESP moves that start by a few bytes, [`Descriptors`] makes a set
+//!   for each distance, from short-lived UMEMs of other headrooms.
+//! - Sockets that share a UMEM share its mode: the kernel binds the second in the mode of the first. A
+//!   zero-copy NIC beside a veth is therefore bound in copy mode, and the port says so.
+#![expect(unsafe_code, reason = "rings shared with the kernel")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "ring positions and chunk numbers, bounded by the UMEM's size"
+)]
+
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use xsk_rs::config::{
+    BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig,
+};
+use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
+
+use super::{Losses, Port};
+use crate::frame::{CHUNK, Frame, HEADROOM, Pool, USER_HEADROOM};
+
+/// Length of each ring in descriptors.
+const RING: u32 = 2048;
+/// Frames that a socket needs: its RX and TX rings full.
+const FRAMES_PER_SOCKET: u32 = 2 * RING;
+/// System calls that one flush may make: copy mode sends 32 frames a call.
+const MAX_KICKS: u32 = RING / 32;
+/// Descriptors taken from a ring at once.
+const SCRATCH: usize = 64;
+/// Distances that a packet's start moves are multiples of this, in bytes.
+const STEP: usize = 8;
+/// Farthest that a packet's start moves either way.
+const REACH: usize = culvert_esp::MAX_HEADROOM;
+const _: () = assert!(REACH.is_multiple_of(STEP) && REACH <= USER_HEADROOM);
+
+/// How AF_XDP moves packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The NIC writes into the UMEM.
+    ZeroCopy,
+    /// The kernel copies into the UMEM.
+    Copy,
+}
+
+impl Mode {
+    /// The name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ZeroCopy => "zero-copy",
+            Self::Copy => "copy",
+        }
+    }
+}
+
+/// A worker's memory, to open its ports on.
+pub struct Memory {
+    umem: Umem,
+    descriptors: Arc<Descriptors>,
+    mode: Mode,
+}
+
+impl Memory {
+    /// Memory for `sockets` sockets, and the pool of its frames; sockets are bound in `mode`.
+    ///
+    /// # Errors
+    /// The kernel refused the UMEM.
+    pub fn new(sockets: u32, mode: Mode) -> Result<(Self, Pool)> {
+        let frames = NonZeroU32::new(sockets * FRAMES_PER_SOCKET)
+            .context("a worker without sockets needs no memory")?;
+        let (umem, mut at) = make_umem(frames, USER_HEADROOM)?;
+        let first = at.first_mut().context("an UMEM without frames")?;
+        // SAFETY: nobody has the frame yet; the pointer is used only for its address.
+        let packet = unsafe { umem.data_mut(first) }.contents_mut().as_mut_ptr();
+        let base = packet.wrapping_sub(HEADROOM);
+        // The UMEM stays mapped until the process ends: frames point into it.
+        std::mem::forget(umem.clone());
+        let base = NonNull::new(base).context("an UMEM at address zero")?;
+        // SAFETY: `umem` maps that many chunks from `base`, for ever as of the line above, and only the pool
+        // hands them out.
+        let pool = unsafe { Pool::in_memory(base, frames.get(), CHUNK) };
+        let descriptors = Arc::new(Descriptors::new(frames, at)?);
+        Ok((
+            Self {
+                umem,
+                descriptors,
+                mode,
+            },
+            pool,
+        ))
+    }
+}
+
+fn make_umem(frames: NonZeroU32, headroom: usize) -> Result<(Umem, Vec<FrameDesc>)> {
+    let config = UmemConfig::builder()
+        .frame_size(FrameSize::new(CHUNK)?)
+        .frame_headroom(u32::try_from(headroom)?)
+        .fill_queue_size(QueueSize::new(RING)?)
+        .comp_queue_size(QueueSize::new(RING)?)
+        .build()?;
+    Umem::new(config, frames, false)
+        .map_err(|error| explain(&error))
+        .with_context(|| format!("UMEM of {frames} frames"))
+}
+
+/// xsk-rs keeps the kernel's error in `source`.
+fn explain(error: &dyn std::error::Error) -> anyhow::Error {
+    match error.source() {
+        Some(source) => anyhow!("{error}: {source}"),
+        None => anyhow!("{error}"),
+    }
+}
+
+/// Descriptors of every frame for every distance of its start from [`HEADROOM`].
+struct Descriptors {
+    by_distance: Vec<Vec<FrameDesc>>,
+}
+
+impl Descriptors {
+    fn new(frames: NonZeroU32, at_headroom: Vec<FrameDesc>) -> Result<Self> {
+        let mut by_distance = Vec::new();
+        let mut middle = Some(at_headroom);
+        for headroom in (USER_HEADROOM - REACH..=USER_HEADROOM + REACH).step_by(STEP) {
+            let set = match middle.take_if(|_| headroom == USER_HEADROOM) {
+                Some(set) => set,
+                None => make_umem(frames, headroom)?.1,
+            };
+            by_distance.push(set);
+        }
+        Ok(Self { by_distance })
+    }
+
+    /// The descriptor of chunk `index` for a packet at `start`, if `start` is one of the known places.
+    #[inline]
+    fn get(&self, index: u32, start: usize) -> Option<FrameDesc> {
+        let distance = start.checked_sub(HEADROOM - REACH)?;
+        if !distance.is_multiple_of(STEP) {
+            return None;
+        }
+        self.by_distance
+            .get(distance / STEP)?
+            .get(index as usize)
+            .copied()
+    }
+}
+
+/// One AF_XDP socket: a queue of an interface.
+pub struct XskPort {
+    umem: Umem,
+    descriptors: Arc<Descriptors>,
+    rx: RxQueue,
+    tx: TxQueue,
+    fill: FillQueue,
+    completion: CompQueue,
+    scratch: Box<[FrameDesc; SCRATCH]>,
+    queued: Vec<FrameDesc>,
+    /// Frames with the kernel for receiving.
+    filled: u32,
+    /// Frames with the kernel for sending.
+    sending: u32,
+    refused: u64,
+}
+
+impl XskPort {
+    /// Binds a socket to `queue` of `interface`. XDP steering is set up elsewhere.
+    ///
+    /// # Errors
+    /// The kernel refused; with zero-copy, most often as driver or UMEM cannot do it.
+    pub fn open(memory: &Memory, interface: &str, queue: u32) -> Result<Self> {
+        let flag = match memory.mode {
+            Mode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
+            Mode::Copy => BindFlags::XDP_COPY,
+        };
+        let config = SocketConfig::builder()
+            .rx_queue_size(QueueSize::new(RING)?)
+            .tx_queue_size(QueueSize::new(RING)?)
+            .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+            .bind_flags(flag | BindFlags::XDP_USE_NEED_WAKEUP)
+            .build();
+        let name: Interface = interface.parse().context("interface name")?;
+        // SAFETY: libxdp loads no program (the flag above), which is what the contract asks for.
+        let (tx, rx, rings) = unsafe { Socket::new(config, &memory.umem, &name, queue) }
+            .map_err(|error| explain(&error))
+            .with_context(|| {
+                format!(
+                    "AF_XDP socket on {interface} queue {queue}, {} mode",
+                    memory.mode.name()
+                )
+            })?;
+        let (fill, completion) =
+            rings.with_context(|| format!("{interface} queue {queue} is bound already"))?;
+        Ok(Self {
+            umem: memory.umem.clone(),
+            descriptors: Arc::clone(&memory.descriptors),
+            rx,
+            tx,
+            fill,
+            completion,
+            scratch: Box::new([FrameDesc::default(); SCRATCH]),
+            queued: Vec::with_capacity(RING as usize),
+            filled: 0,
+            sending: 0,
+            refused: 0,
+        })
+    }
+
+    /// The mode that the kernel says it bound in.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn mode(&self) -> Result<Mode> {
+        let mut options = libc::xdp_options { flags: 0 };
+        let mut length = libc::socklen_t::try_from(size_of_val(&options))?;
+        // SAFETY: `options` and `length` are live, and of the type and size that XDP_OPTIONS fills in.
+        let result = unsafe {
+            libc::getsockopt(
+                self.rx.fd().as_raw_fd(),
+                libc::SOL_XDP,
+                libc::XDP_OPTIONS,
+                (&raw mut options).cast(),
+                &raw mut length,
+            )
+        };
+        if result != 0 {
+            return Err(std::io::Error::last_os_error()).context("getsockopt XDP_OPTIONS");
+        }
+        Ok(if options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0 {
+            Mode::ZeroCopy
+        } else {
+            Mode::Copy
+        })
+    }
+
+    /// Gives the kernel free frames to receive into.
+    fn refill(&mut self, pool: &mut Pool) {
+        while self.filled < RING {
+            let room = (RING - self.filled).min(SCRATCH as u32) as usize;
+            let mut count = 0;
+            while count < room {
+                let Some(frame) = pool.take() else { break };
+                let index = pool.lend(frame);
+                let Some(descriptor) = self.descriptors.get(index, HEADROOM) else {
+                    break;
+                };
+                self.scratch[count] = descriptor;
+                count += 1;
+            }
+            if count == 0 {
+                break;
+            }
+            // SAFETY: the frames were just lent, and nobody else has them. The ring takes them all: it has
+            // room for RING descriptors, and `filled` counts those that the kernel has not used.
+            let taken = unsafe { self.fill.produce(&self.scratch[..count]) };
+            debug_assert_eq!(taken, count);
+            self.filled += count as u32;
+        }
+        if self.fill.needs_wakeup() {
+            // A failure to wake shows as packets that do not arrive; the next turn tries again.
+            let _ = self.fill.wakeup(self.rx.fd_mut(), 0);
+        }
+    }
+
+    /// Takes back frames that were sent.
+    fn reclaim(&mut self, pool: &mut Pool) {
+        while self.sending > 0 {
+            // SAFETY: `scratch` is written only.
+            let count = unsafe { self.completion.consume(&mut self.scratch[..]) };
+            for descriptor in &self.scratch[..count] {
+                let index = (descriptor.addr() / CHUNK as usize) as u32;
+                // SAFETY: the completion ring says that the kernel is done with the frame.
+                if let Some(frame) = unsafe { pool.reclaim(index, HEADROOM, 0) } {
+                    pool.give(frame);
+                }
+            }
+            self.sending -= count as u32;
+            if count < SCRATCH {
+                break;
+            }
+        }
+    }
+}
+
+impl Port for XskPort {
+    fn receive(&mut self, pool: &mut Pool, batch: &mut Vec<Frame>, most: usize) -> usize {
+        self.reclaim(pool);
+        let most = most.min(SCRATCH);
+        // SAFETY: `scratch` is written only.
+        let count = unsafe { self.rx.consume(&mut self.scratch[..most]) };
+        for descriptor in &self.scratch[..count] {
+            let chunk = CHUNK as usize;
+            let (index, offset) = (descriptor.addr() / chunk, descriptor.addr() % chunk);
+            let length = descriptor.lengths().data();
+            // SAFETY: the RX ring says that the kernel has filled the frame and is done with it.
+            let frame = unsafe { pool.reclaim(index as u32, offset, length) };
+            batch.extend(frame);
+        }
+        self.filled -= count as u32;
+        self.refill(pool);
+        count
+    }
+
+    fn queue(&mut self, mut frame: Frame) -> Result<(), Frame> {
+        if self.sending as usize + self.queued.len() >= RING as usize {
+            return Err(frame);
+        }
+        let mut descriptor = self.descriptors.get(frame.index(), frame.start());
+        if descriptor.is_none() && frame.move_to(HEADROOM) {
+            // A driver that places packets its own way, and so one that no descriptor points at.
+            descriptor = self.descriptors.get(frame.index(), HEADROOM);
+        }
+        let Some(mut descriptor) = descriptor else {
+            return Err(frame);
+        };
+        let length = frame.len();
+        // SAFETY: the descriptor is of this frame, which is ours alone until it is produced.
+        let mut data = unsafe { self.umem.data_mut(&mut descriptor) };
+        data.cursor().set_pos(length);
+        self.queued.push(descriptor);
+        // The chunk is the kernel's from here; `reclaim` makes a frame of it again.
+        drop(frame);
+        Ok(())
+    }
+
+    fn flush(&mut self, pool: &mut Pool) {
+        self.reclaim(pool);
+        if !self.queued.is_empty() {
+            // SAFETY: the frames of `queued` are nobody else's, and of this UMEM. The ring takes them all:
+            // `queue` counts what is in it.
+            let taken = unsafe { self.tx.produce(&self.queued) };
+            debug_assert_eq!(taken, self.queued.len());
+            self.sending += taken as u32;
+            self.queued.clear();
+        }
+        if self.sending == 0 || !self.tx.needs_wakeup() {
+            return;
+        }
+        for _ in 0..MAX_KICKS {
+            if self.tx.nb_free_exact() == RING {
+                break;
+            }
+            if self.tx.wakeup().is_err() {
+                self.refused += 1;
+                break;
+            }
+        }
+        self.reclaim(pool);
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the socket lives as long as `self`, which the result borrows.
+        Some(unsafe { BorrowedFd::borrow_raw(self.rx.fd().as_raw_fd()) })
+    }
+
+    fn losses(&self) -> Losses {
+        let Ok(statistics) = self.rx.fd().xdp_statistics() else {
+            return Losses::default();
+        };
+        Losses {
+            receive: statistics.rx_dropped() + statistics.rx_ring_full(),
+            send: statistics.tx_invalid_descs() + self.refused,
+        }
+    }
+}

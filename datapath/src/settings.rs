@@ -1,0 +1,155 @@
+//! Settings of `culvert-datapath`, from a TOML file.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use culvert_esp::Backend;
+use serde::Deserialize;
+
+/// Where the settings are, unless told otherwise.
+pub const PATH: &str = "/etc/culvert/datapath.toml";
+
+/// The file as written. [`Settings::load`] checks it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The underlay NIC.
+    pub wire: String,
+    /// Outer end of the host port, which Culvert makes; the inner end has an `i` behind its name.
+    #[serde(default = "default_host_port")]
+    pub host_port: String,
+    /// Number of workers; as many as the NIC has queues, but no more than cores, unless set.
+    pub workers: Option<u32>,
+    /// Cores to bind the workers to, in their order; the first ones that this process may use, unless set.
+    pub cores: Option<Vec<usize>>,
+    /// Folder on a bpffs where programs and maps stay while the datapath is away.
+    #[serde(default = "default_pins")]
+    pub pins: PathBuf,
+    /// XDP mode of the NIC.
+    #[serde(default)]
+    pub xdp: Xdp,
+    /// AEAD backend, by name; the fastest of this build unless set.
+    pub aead: Option<String>,
+}
+
+/// How to attach XDP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Xdp {
+    /// Native where the driver can, else generic.
+    #[default]
+    Auto,
+    /// Native, or fail.
+    Native,
+    /// Generic, which every driver can, slowly.
+    Generic,
+}
+
+fn default_host_port() -> String {
+    "cvhost0".to_owned()
+}
+
+fn default_pins() -> PathBuf {
+    "/sys/fs/bpf/culvert".into()
+}
+
+impl Settings {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// What is wrong with it, and where.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("cannot read {}: it names the NIC, as in `wire = \"eth1\"`", path.display())
+        })?;
+        let settings: Self =
+            toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+        settings
+            .check()
+            .with_context(|| format!("in {}", path.display()))?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.host_port.len() <= 14 && !self.host_port.is_empty(),
+            "host_port \"{}\": 1 to 14 bytes, as the inner end's name has one more",
+            self.host_port
+        );
+        ensure!(
+            self.wire != self.host_port,
+            "host_port must not be the NIC's name"
+        );
+        if let Some(workers) = self.workers {
+            ensure!(
+                (1..=64).contains(&workers),
+                "workers = {workers}: from 1 to 64"
+            );
+        }
+        if let (Some(workers), Some(cores)) = (self.workers, &self.cores) {
+            ensure!(
+                cores.len() >= workers as usize,
+                "{workers} workers, but only {} cores given",
+                cores.len()
+            );
+        }
+        self.backend().map(|_| ())
+    }
+
+    /// The AEAD backend.
+    ///
+    /// # Errors
+    /// This build has none of that name.
+    pub fn backend(&self) -> Result<Backend> {
+        let Some(name) = &self.aead else {
+            return Ok(Backend::default());
+        };
+        match Backend::from_name(name) {
+            Some(backend) => Ok(backend),
+            None => {
+                let names: Vec<_> = Backend::ALL.iter().map(|backend| backend.name()).collect();
+                bail!("aead = \"{name}\": this build has {}", names.join(", "))
+            }
+        }
+    }
+
+    /// Name of the host port's inner end.
+    #[must_use]
+    pub fn host_inner(&self) -> String {
+        format!("{}i", self.host_port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings> {
+        let settings: Settings = toml::from_str(text)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn the_nic_is_enough() {
+        let settings = parse("wire = 'eth1'").unwrap();
+        assert_eq!(settings.host_port, "cvhost0");
+        assert_eq!(settings.host_inner(), "cvhost0i");
+        assert_eq!(settings.xdp, Xdp::Auto);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, wanted) in [
+            ("wire = 'eth1'\nwokers = 2", "wokers"),
+            ("", "wire"),
+            ("wire = 'eth1'\nworkers = 0", "workers = 0"),
+            ("wire = 'eth1'\nworkers = 2\ncores = [1]", "only 1 cores"),
+            ("wire = 'eth1'\naead = 'rot13'", "rot13"),
+            ("wire = 'eth1'\nhost_port = 'a-name-of-fifteen'", "1 to 14"),
+        ] {
+            let error = format!("{:#}", parse(text).unwrap_err());
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! culvert-ebpf-programs

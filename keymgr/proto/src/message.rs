@@ -1,0 +1,99 @@
+//! Requests and replies.
+
+use serde::{Deserialize, Serialize};
+
+use crate::sa::{PolicyId, PolicySpec, SaId, SaSpec};
+use crate::status::{DatapathStatus, KeymgrStatus};
+
+/// First message of each side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`crate::VERSION`] of the sender.
+    pub version: u16,
+    /// The sender's name and release, for error texts: `culvert-keymgr 0.1.0`.
+    pub program: String,
+}
+
+/// To the datapath.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum DatapathRequest {
+    /// Version check. Answered by [`DatapathReply::Hello`].
+    Hello(Hello),
+    /// The SA state region, whose file descriptor comes with this message. Answered by `Done`. Before
+    /// the first one, an [`Update`] with SAs is refused.
+    Region,
+    /// Change SAD and SPD. All of it is applied, or none and the reply is `Refused`.
+    Update(Update),
+    /// Report.
+    Status,
+}
+
+/// From the datapath.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum DatapathReply {
+    /// Version check.
+    Hello(Hello),
+    /// Done.
+    Done,
+    /// Not done; nothing was changed. The text says what and why.
+    Refused(String),
+    /// Report.
+    Status(Box<DatapathStatus>),
+}
+
+/// A transaction on SAD and SPD. Removals come before additions, so that an SA can be replaced; an SA
+/// or policy that is removed need not exist.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Update {
+    /// Begin from nothing: what this update does not add is removed.
+    pub reset: bool,
+    /// SAs to remove.
+    pub remove_sas: Vec<SaId>,
+    /// Policies to remove.
+    pub remove_policies: Vec<PolicyId>,
+    /// SAs to add; one that stands already is replaced.
+    pub add_sas: Vec<SaSpec>,
+    /// Policies to add; one with the same selector is replaced.
+    pub add_policies: Vec<PolicySpec>,
+}
+
+/// To the key manager.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum KeymgrRequest {
+    /// Version check.
+    Hello(Hello),
+    /// Read the sources of keys again and reconcile.
+    Reload,
+    /// Report.
+    Status,
+}
+
+/// From the key manager.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum KeymgrReply {
+    /// Version check.
+    Hello(Hello),
+    /// Reloaded; what changed.
+    Reloaded(Changes),
+    /// Refused; what ran goes on. The text says what and why, one problem a line.
+    Refused(String),
+    /// Report.
+    Status(Box<KeymgrStatus>),
+}
+
+/// What a reload changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// SAs added.
+    pub sas_added: usize,
+    /// SAs replaced.
+    pub sas_changed: usize,
+    /// SAs removed.
+    pub sas_removed: usize,
+    /// Policies added.
+    pub policies_added: usize,
+    /// Policies replaced.
+    pub policies_changed: usize,
+    /// Policies removed.
+    pub policies_removed: usize,
+}

@@ -1,0 +1,134 @@
+//! What is reported: `culvert status --json` is these, as they are.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::Changes;
+use crate::sa::{Cipher, SaId, Spi, UdpEncapsulation};
+
+/// State of the datapath.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DatapathStatus {
+    /// Name and release.
+    pub program: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: f64,
+    /// AEAD backend in use: `aws-lc-rs` or `rustcrypto`.
+    pub aead: String,
+    /// Ports.
+    pub ports: Vec<PortStatus>,
+    /// Workers.
+    pub workers: Vec<WorkerStatus>,
+    /// SAs.
+    pub sas: Vec<SaStatus>,
+    /// Policies.
+    pub policies: Vec<PolicyStatus>,
+    /// Dropped packets by reason, eBPF programs and workers together; every reason is there, most 0.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// State of one port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// `wire` or `host`.
+    pub role: String,
+    /// Name of the interface.
+    pub interface: String,
+    /// How XDP is attached: `native` or `generic`.
+    pub xdp: String,
+    /// How the AF_XDP sockets are bound: `zero-copy` or `copy`.
+    pub af_xdp: String,
+    /// Queues of the interface, all bound.
+    pub queues: u32,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// State of one worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Number, from 0.
+    pub id: u32,
+    /// Core it is bound to.
+    pub core: Option<u32>,
+    /// CPU time in seconds since it started.
+    pub cpu_seconds: f64,
+    /// Packets received from the host.
+    pub from_host: u64,
+    /// Packets received from the wire.
+    pub from_wire: u64,
+    /// Packets sealed and sent.
+    pub sealed: u64,
+    /// Packets opened and handed to the host.
+    pub opened: u64,
+    /// Times it went to sleep in poll(2).
+    pub sleeps: u64,
+}
+
+/// State of one SA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SaStatus {
+    /// Direction, SPI, destination.
+    #[serde(flatten)]
+    pub id: SaId,
+    /// Source address.
+    pub source: IpAddr,
+    /// Cipher.
+    pub cipher: Cipher,
+    /// Extended sequence numbers.
+    pub esn: bool,
+    /// UDP encapsulation.
+    pub encapsulation: Option<UdpEncapsulation>,
+    /// Packets sealed or opened.
+    pub packets: u64,
+    /// Bytes sealed or opened, counted as the kernel does: the ESP payload in clear.
+    pub bytes: u64,
+    /// Outbound: the last number used. Inbound: the highest one authenticated.
+    pub sequence: u64,
+    /// Size of the replay window in packets; 0 outbound.
+    pub replay_window: u32,
+}
+
+/// State of one policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Address of this host.
+    pub local: IpAddr,
+    /// Address of the peer.
+    pub remote: IpAddr,
+    /// Outbound SA, if there is one.
+    pub outbound: Option<Spi>,
+    /// Inbound SAs.
+    pub inbound: Vec<Spi>,
+    /// `culvert`, or `none (dropping)` where an SA is missing.
+    pub protected_by: String,
+}
+
+/// State of the key manager.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeymgrStatus {
+    /// Name and release.
+    pub program: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: f64,
+    /// Where keys come from: the configuration file's path.
+    pub source: String,
+    /// SAs wanted.
+    pub sas: usize,
+    /// Policies wanted.
+    pub policies: usize,
+    /// Whether the datapath is connected and has all of them.
+    pub datapath_in_sync: bool,
+    /// Why it is not, if it is not.
+    pub datapath_problem: Option<String>,
+    /// What the last successful load changed.
+    pub last_load: Changes,
+    /// Text of the last load that was refused, if nothing was loaded since.
+    pub refused: Option<String>,
+}

@@ -1,0 +1,11 @@
+//! SA state that outlives the datapath: the outbound sequence number and the inbound replay window, in
+//! a shared-memory region that the key manager owns and the datapath maps (invariant: for one key, no
+//! sequence number is ever sent twice, and no packet accepted twice, whoever dies).
+//!
+//! [`words`] is an SA's share of it, which the ESP core works on; [`layout`] says which word is what;
+//! `region` is the mapping, who claims which part of it, and for which key.
+
+pub mod layout;
+pub mod words;
+
+pub use words::Words;
