@@ -1,1 +1,488 @@
-//! The socket.
+//! The socket: framing, descriptors, and who may speak.
+
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
+
+use crate::message::{DatapathReply, DatapathRequest, Hello, KeymgrReply, KeymgrRequest};
+use crate::{MAX_MESSAGE, VERSION};
+
+/// How long the rest of a message, or an answer, may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What can go wrong on the socket; the text says what, which and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// Nobody listens.
+    #[error("cannot reach {path}: {source}; is {program} running? (systemctl status {program})")]
+    Absent {
+        /// The socket.
+        path: PathBuf,
+        /// Who should listen.
+        program: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Not allowed.
+    #[error("cannot reach {path}: permission denied; run this as root")]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The other end is not root.
+    #[error("peer with user id {0} refused: only root may speak here")]
+    Stranger(u32),
+    /// Another release.
+    #[error("{theirs} speaks protocol version {their_version}, this is version {VERSION}; install the same release of all of Culvert and restart it")]
+    Version {
+        /// The other program.
+        theirs: String,
+        /// Its version.
+        their_version: u16,
+    },
+    /// Too long.
+    #[error("message of {0} bytes refused: the limit is {MAX_MESSAGE}")]
+    TooLong(usize),
+    /// Cut off in the middle.
+    #[error("the connection ended in the middle of a message")]
+    CutOff,
+    /// No answer.
+    #[error("no answer within {} s", PATIENCE.as_secs())]
+    Silent,
+    /// Not postcard, or not this message.
+    #[error("message not understood: {0}")]
+    Garbage(#[from] postcard::Error),
+    /// Something other than was asked for.
+    #[error("unexpected answer")]
+    Unexpected,
+    /// The connection was closed.
+    #[error("the connection was closed")]
+    Closed,
+    /// Anything else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<nix::Error> for ChannelError {
+    fn from(error: nix::Error) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+/// A message type that has a greeting.
+pub trait Greeting: Sized {
+    /// The greeting.
+    fn from_hello(hello: Hello) -> Self;
+    /// The greeting, if it is one.
+    fn as_hello(&self) -> Option<&Hello>;
+}
+
+macro_rules! greeting {
+    ($($message:ident)*) => {$(
+        impl Greeting for $message {
+            fn from_hello(hello: Hello) -> Self {
+                Self::Hello(hello)
+            }
+            fn as_hello(&self) -> Option<&Hello> {
+                match self {
+                    Self::Hello(hello) => Some(hello),
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+greeting!(DatapathRequest DatapathReply KeymgrRequest KeymgrReply);
+
+/// One connection.
+#[derive(Debug)]
+pub struct Channel {
+    stream: UnixStream,
+    descriptor: Option<OwnedFd>,
+}
+
+impl Channel {
+    /// Connects to the socket that `program` listens on.
+    ///
+    /// # Errors
+    /// Nobody listens, we may not, or the other end is not root.
+    pub fn connect(path: &Path, program: &'static str) -> Result<Self, ChannelError> {
+        let stream = UnixStream::connect(path).map_err(|source| {
+            let path = path.to_owned();
+            if source.kind() == io::ErrorKind::PermissionDenied {
+                ChannelError::Denied { path }
+            } else {
+                ChannelError::Absent { path, program, source }
+            }
+        })?;
+        Self::new(stream)
+    }
+
+    /// A connection on `stream`, whose other end must be root.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn new(stream: UnixStream) -> Result<Self, ChannelError> {
+        let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
+        if peer.uid() != 0 {
+            return Err(ChannelError::Stranger(peer.uid()));
+        }
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self {
+            stream,
+            descriptor: None,
+        })
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// It is too long, or the connection is gone.
+    pub fn send<T: Serialize>(&mut self, message: &T) -> Result<(), ChannelError> {
+        self.transmit(message, &[])
+    }
+
+    /// Sends a message with a file descriptor.
+    ///
+    /// # Errors
+    /// As [`Channel::send`].
+    pub fn send_with<T: Serialize>(
+        &mut self,
+        message: &T,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<(), ChannelError> {
+        self.transmit(message, &[descriptor.as_raw_fd()])
+    }
+
+    fn transmit<T: Serialize>(&mut self, message: &T, descriptors: &[i32]) -> Result<(), ChannelError> {
+        // Sized first, written once: no copy of a key is left behind by a buffer that grew.
+        let size = postcard::experimental::serialized_size(message)?;
+        let length = u32::try_from(size)
+            .ok()
+            .filter(|length| *length <= MAX_MESSAGE)
+            .ok_or(ChannelError::TooLong(size))?;
+        let mut buffer = Zeroizing::new(vec![0; 4 + size]);
+        buffer[..4].copy_from_slice(&length.to_le_bytes());
+        postcard::to_slice(message, &mut buffer[4..])?;
+        let rights = [ControlMessage::ScmRights(descriptors)];
+        let mut control = if descriptors.is_empty() { &[][..] } else { &rights[..] };
+        let mut sent = 0;
+        while sent < buffer.len() {
+            let part = [IoSlice::new(&buffer[sent..])];
+            match sendmsg::<()>(
+                self.stream.as_raw_fd(),
+                &part,
+                control,
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            ) {
+                Ok(count) => sent += count,
+                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::EAGAIN) => return Err(ChannelError::Silent),
+                Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => {
+                    return Err(ChannelError::Closed);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            // The descriptor went with the first bytes.
+            if sent > 0 {
+                control = &[];
+            }
+        }
+        Ok(())
+    }
+
+    /// The next message, however long it takes to begin; `None` when the other end has closed.
+    ///
+    /// # Errors
+    /// A message that is too long, cut off, or not understood.
+    pub fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ChannelError> {
+        self.receive_within(true)
+    }
+
+    /// The answer to a message that was sent.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`], and if it does not come.
+    pub fn answer<T: DeserializeOwned>(&mut self) -> Result<T, ChannelError> {
+        self.receive_within(false)?.ok_or(ChannelError::Closed)
+    }
+
+    fn receive_within<T: DeserializeOwned>(&mut self, forever: bool) -> Result<Option<T>, ChannelError> {
+        let mut header = [0; 4];
+        if !self.fill(&mut header, forever, true)? {
+            return Ok(None);
+        }
+        let length = u32::from_le_bytes(header);
+        if length > MAX_MESSAGE {
+            return Err(ChannelError::TooLong(length as usize));
+        }
+        let mut buffer = Zeroizing::new(vec![0; length as usize]);
+        self.fill(&mut buffer, false, false)?;
+        Ok(Some(postcard::from_bytes(&buffer)?))
+    }
+
+    /// Fills `buffer`; false if the stream ended before its first byte and that is allowed.
+    fn fill(&mut self, buffer: &mut [u8], forever: bool, may_end: bool) -> Result<bool, ChannelError> {
+        let mut got = 0;
+        while got < buffer.len() {
+            match self.read_some(&mut buffer[got..]) {
+                Ok(0) if got == 0 && may_end => return Ok(false),
+                Ok(0) => return Err(ChannelError::CutOff),
+                Ok(count) => got += count,
+                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::EAGAIN) if got == 0 && forever => {}
+                Err(nix::Error::EAGAIN) => return Err(ChannelError::Silent),
+                Err(nix::Error::ECONNRESET) if got == 0 && may_end => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    fn read_some(&mut self, buffer: &mut [u8]) -> nix::Result<usize> {
+        let mut space = nix::cmsg_space!(i32);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let message = recvmsg::<()>(
+            self.stream.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )?;
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(descriptors) = control {
+                for descriptor in descriptors {
+                    self.descriptor = Some(adopt(descriptor));
+                }
+            }
+        }
+        Ok(message.bytes)
+    }
+
+    /// The file descriptor that came with the messages received so far, the newest.
+    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptor.take()
+    }
+
+    /// Greets as the side that asks.
+    ///
+    /// # Errors
+    /// The other end is of another version, or silent.
+    pub fn greet<Request, Reply>(&mut self, program: &str) -> Result<(), ChannelError>
+    where
+        Request: Greeting + Serialize,
+        Reply: Greeting + DeserializeOwned,
+    {
+        self.send(&Request::from_hello(hello(program)))?;
+        same_version(self.answer::<Reply>()?.as_hello())
+    }
+
+    /// Greets as the side that answers.
+    ///
+    /// # Errors
+    /// The other end is of another version (it was told ours), or does not greet.
+    pub fn greeted<Request, Reply>(&mut self, program: &str) -> Result<(), ChannelError>
+    where
+        Request: Greeting + DeserializeOwned,
+        Reply: Greeting + Serialize,
+    {
+        let first = self.answer::<Request>();
+        self.send(&Reply::from_hello(hello(program)))?;
+        same_version(first?.as_hello())
+    }
+
+    /// Whether the other end has closed, or has sent what nobody asked for; waits for it up to `timeout`.
+    ///
+    /// # Errors
+    /// The kernel cannot tell.
+    pub fn hung_up(&self, timeout: Duration) -> Result<bool, ChannelError> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut descriptors = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        match poll(&mut descriptors, timeout) {
+            Ok(ready) => Ok(ready > 0),
+            Err(nix::Error::EINTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+#[expect(unsafe_code, reason = "recvmsg gives descriptors as numbers")]
+fn adopt(descriptor: i32) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else has its number.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+fn hello(program: &str) -> Hello {
+    Hello {
+        version: VERSION,
+        program: program.to_owned(),
+    }
+}
+
+fn same_version(hello: Option<&Hello>) -> Result<(), ChannelError> {
+    match hello {
+        None => Err(ChannelError::Unexpected),
+        Some(hello) if hello.version == VERSION => Ok(()),
+        Some(hello) => Err(ChannelError::Version {
+            theirs: hello.program.clone(),
+            their_version: hello.version,
+        }),
+    }
+}
+
+/// A socket that is listened on: mode 0600 from its first moment.
+#[derive(Debug)]
+pub struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// Binds `path`, in place of what a dead process left there: the caller holds the [`Lock`], so nobody
+    /// alive listens on it.
+    ///
+    /// # Errors
+    /// It cannot be bound.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        // Bound under a name that nobody connects to, then renamed: it is never there with a wider mode.
+        let hidden = path.with_extension("new");
+        for stale in [&hidden, path] {
+            match fs::remove_file(stale) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        let listener = UnixListener::bind(&hidden)?;
+        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&hidden, path)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    /// The kernel has none, or the peer is not root.
+    pub fn accept(&self) -> Result<Channel, ChannelError> {
+        let (stream, _) = self.listener.accept()?;
+        Channel::new(stream)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Makes the run directory, root's alone.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_directory(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if !path.is_dir() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)?;
+    }
+    Ok(())
+}
+
+/// The right to be the only one of a program in a run directory. Kept until dropped, or the process ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<fs::File>,
+}
+
+/// Somebody else has the lock, or it cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// It runs already.
+    #[error("{program} is running already{}", .pid.as_ref().map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    Held {
+        /// Which program.
+        program: String,
+        /// Its process id, if it says.
+        pid: Option<String>,
+    },
+    /// No lock file.
+    #[error("cannot lock {path}: {source}")]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+impl Lock {
+    /// Takes the lock of `program` in `directory`.
+    ///
+    /// # Errors
+    /// Another process has it.
+    pub fn take(directory: &Path, program: &str) -> Result<Self, LockError> {
+        let path = directory.join(format!("{program}.lock"));
+        let failed = |source| LockError::Io {
+            path: path.clone(),
+            source,
+        };
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => {
+                file.set_len(0).map_err(failed)?;
+                io::Write::write_all(&mut &*file, std::process::id().to_string().as_bytes())
+                    .map_err(failed)?;
+                Ok(Self { _file: file })
+            }
+            Err((mut file, nix::Error::EWOULDBLOCK)) => {
+                let mut pid = String::new();
+                let read = file.read_to_string(&mut pid).is_ok_and(|count| count > 0);
+                Err(LockError::Held {
+                    program: program.to_owned(),
+                    pid: read.then_some(pid),
+                })
+            }
+            Err((_, error)) => Err(failed(error.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
