@@ -1,1 +1,229 @@
-//! daemon
+//! Putting the parts together: interfaces, steering, sockets, workers, control socket.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail, ensure};
+use culvert_proto::DATAPATH_SOCKET;
+use culvert_proto::channel::{Listener, Lock, make_directory};
+use culvert_proto::status::PortStatus;
+use log::{info, warn};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::control::{self, Control};
+use crate::frame::Pool;
+use crate::host_port;
+use crate::nic::Nic;
+use crate::port::Port;
+use crate::port::xsk::{Memory, Mode, XskPort};
+use crate::settings::Settings;
+use crate::steer::{Role, Steering, SteeringConfig};
+use crate::tables::Database;
+use crate::worker::{Handle, Worker};
+
+/// Runs the datapath until SIGTERM or SIGINT. What it attached stays attached, and drops what it must
+/// protect, until the next start or [`remove`].
+///
+/// # Errors
+/// What could not be set up, with what to do about it.
+pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
+    make_directory(run_directory)
+        .with_context(|| format!("run directory {}", run_directory.display()))?;
+    let _lock = Lock::take(run_directory, "culvert-datapath")?;
+    // Before any thread is there, so that no thread takes the default action.
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+
+    let wire = Nic::query(&settings.wire)
+        .context("set `wire` to the NIC that the tunnels' addresses are on")?;
+    let cores = cores(settings)?;
+    let workers = worker_count(settings, &wire, cores.len());
+    let inner = settings.host_inner();
+    host_port::ensure(&settings.host_port, &inner, &settings.wire, workers)
+        .with_context(|| format!("host port {}", settings.host_port))?;
+    let mut steering = Steering::attach(&steering_config(settings))?;
+
+    let (mode, parts) = open_ports(&wire, &inner, workers)?;
+    let ports = describe(&wire, &Nic::query(&settings.host_port)?, &steering, mode);
+    for port in &ports {
+        info!(
+            "{} port {}: XDP {}, AF_XDP {}, {} queues, MTU {}",
+            port.role, port.interface, port.xdp, port.af_xdp, port.queues, port.mtu
+        );
+    }
+
+    let mut handles = Vec::new();
+    let mut threads = Vec::new();
+    for (number, (part, core)) in parts.into_iter().zip(&cores).enumerate() {
+        part.register(&mut steering, u32::try_from(number)?)?;
+        let (worker, handle) = Worker::new(part.wire, part.host, wire.mtu as usize, part.pool)?;
+        threads.push(start(worker, number, *core)?);
+        handles.push((u32::try_from(core.id).ok(), handle));
+    }
+
+    let backend = settings.backend()?;
+    let control = Control::new(Database::new(backend), backend.name(), ports, handles, steering);
+    let control = Arc::new(Mutex::new(control));
+    let listener = Listener::bind(&run_directory.join(DATAPATH_SOCKET))
+        .context("control socket")?;
+    info!("{workers} workers, AEAD by {}; ready", backend.name());
+    // Nobody waits for this thread: it ends with the process, and its socket file is removed at the next start.
+    let served = Arc::clone(&control);
+    std::thread::Builder::new()
+        .name("accept".to_owned())
+        .spawn(move || control::serve(&listener, &served))?;
+
+    let signal = signals.forever().next();
+    info!("signal {}: ending; what is protected stays blocked", signal.unwrap_or(0));
+    let control = control.lock().unwrap_or_else(PoisonError::into_inner);
+    control.workers().for_each(Handle::stop);
+    for thread in threads {
+        if thread.join().is_err() {
+            warn!("a worker had panicked");
+        }
+    }
+    // A clean end leaves no socket behind.
+    let _ = std::fs::remove_file(run_directory.join(DATAPATH_SOCKET));
+    Ok(())
+}
+
+/// Removes on purpose what [`run`] leaves: eBPF programs, their maps, the host port. From then on, Geneve
+/// leaves in clear.
+///
+/// # Errors
+/// The datapath is running, or something could not be removed.
+pub fn remove(settings: &Settings, run_directory: &Path) -> Result<()> {
+    make_directory(run_directory)?;
+    let _lock = Lock::take(run_directory, "culvert-datapath").context("stop it first")?;
+    Steering::remove(&steering_config(settings))?;
+    host_port::remove(&settings.host_port)
+}
+
+fn steering_config(settings: &Settings) -> SteeringConfig {
+    SteeringConfig {
+        wire: settings.wire.clone(),
+        host_outer: settings.host_port.clone(),
+        host_inner: settings.host_inner(),
+        pins: settings.pins.clone(),
+        xdp: settings.xdp,
+    }
+}
+
+/// The cores that workers may be bound to.
+fn cores(settings: &Settings) -> Result<Vec<core_affinity::CoreId>> {
+    let all = core_affinity::get_core_ids().context("no list of cores to be had")?;
+    let Some(wanted) = &settings.cores else {
+        return Ok(all);
+    };
+    for id in wanted {
+        ensure!(
+            all.iter().any(|core| core.id == *id),
+            "cores: this process may not use core {id}"
+        );
+    }
+    Ok(wanted
+        .iter()
+        .map(|&id| core_affinity::CoreId { id })
+        .collect())
+}
+
+/// One worker a queue, but no more than cores: the queues are shared out.
+fn worker_count(settings: &Settings, wire: &Nic, cores: usize) -> u32 {
+    let most = u32::try_from(cores).unwrap_or(u32::MAX);
+    let wanted = settings.workers.unwrap_or(wire.queues);
+    let count = wanted.min(most).min(wire.queues).max(1);
+    if settings.workers.is_some_and(|workers| workers != count) {
+        warn!(
+            "{count} workers instead of {wanted}: {} has {} queues, and there are {cores} cores",
+            wire.name, wire.queues
+        );
+    }
+    count
+}
+
+/// What a worker is made of.
+struct Part {
+    wire: Vec<XskPort>,
+    wire_queues: Vec<u32>,
+    host: XskPort,
+    pool: Pool,
+}
+
+impl Part {
+    /// Lets steering send the worker's queues to its sockets.
+    fn register(&self, steering: &mut Steering, number: u32) -> Result<()> {
+        for (queue, port) in self.wire_queues.iter().zip(&self.wire) {
+            let descriptor = port.descriptor().context("a socket")?;
+            steering.set_socket(Role::Wire, *queue, descriptor)?;
+        }
+        let descriptor = self.host.descriptor().context("a socket")?;
+        steering.set_socket(Role::Host, number, descriptor)
+    }
+}
+
+/// Opens every queue of both ports: in zero-copy mode if the kernel does it, else in copy mode.
+fn open_ports(wire: &Nic, host: &str, workers: u32) -> Result<(Mode, Vec<Part>)> {
+    match open_in_mode(wire, host, workers, Mode::ZeroCopy) {
+        Ok(parts) => return Ok((Mode::ZeroCopy, parts)),
+        Err(error) => info!("no zero-copy: {error:#}"),
+    }
+    let parts = open_in_mode(wire, host, workers, Mode::Copy).context(
+        "AF_XDP sockets cannot be opened; `culvert doctor` says what this machine lacks",
+    )?;
+    Ok((Mode::Copy, parts))
+}
+
+fn open_in_mode(wire: &Nic, host: &str, workers: u32, mode: Mode) -> Result<Vec<Part>> {
+    (0..workers)
+        .map(|number| {
+            let wire_queues: Vec<u32> =
+                (number..wire.queues).step_by(workers as usize).collect();
+            let sockets = u32::try_from(wire_queues.len())? + 1;
+            let (memory, pool) = Memory::new(sockets, mode)?;
+            let wire_ports = wire_queues
+                .iter()
+                .map(|queue| XskPort::open(&memory, &wire.name, *queue))
+                .collect::<Result<Vec<_>>>()?;
+            let host = XskPort::open(&memory, host, number)?;
+            let got = host.mode()?;
+            if got != mode {
+                bail!("asked for {}, got {}", mode.name(), got.name());
+            }
+            Ok(Part {
+                wire: wire_ports,
+                wire_queues,
+                host,
+                pool,
+            })
+        })
+        .collect()
+}
+
+fn describe(wire: &Nic, host: &Nic, steering: &Steering, mode: Mode) -> Vec<PortStatus> {
+    [("wire", wire, Role::Wire), ("host", host, Role::Host)]
+        .map(|(name, nic, role)| PortStatus {
+            role: name.to_owned(),
+            interface: nic.name.clone(),
+            xdp: steering.mode(role).to_owned(),
+            af_xdp: mode.name().to_owned(),
+            queues: nic.queues,
+            mtu: nic.mtu,
+        })
+        .into()
+}
+
+fn start(
+    mut worker: Worker<XskPort, XskPort>,
+    number: usize,
+    core: core_affinity::CoreId,
+) -> Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(move || {
+            if !core_affinity::set_for_current(core) {
+                warn!("worker {number} could not be bound to core {}", core.id);
+            }
+            worker.run();
+        })
+        .context("no thread for a worker")
+}

@@ -42,10 +42,14 @@ pub enum DatapathReply {
 }
 
 /// A transaction on SAD and SPD. Removals come before additions, so that an SA can be replaced; an SA
-/// or policy that is removed need not exist.
+/// or policy that is removed need not exist. What is too long for one message goes in several, all but the
+/// last with `more`; they are applied together.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Update {
-    /// Begin from nothing: what this update does not add is removed.
+    /// More of this transaction follows in the next message; nothing is applied before.
+    pub more: bool,
+    /// Begin from nothing: what this update does not add is removed. The first update that a datapath gets
+    /// must be one.
     pub reset: bool,
     /// SAs to remove.
     pub remove_sas: Vec<SaId>,

@@ -3,9 +3,11 @@
 //! sequence number is ever sent twice, and no packet accepted twice, whoever dies).
 //!
 //! [`words`] is an SA's share of it, which the ESP core works on; [`layout`] says which word is what;
-//! `region` is the mapping, who claims which part of it, and for which key.
+//! [`region`] is the mapping, who claims which part of it, and for which key.
 
 pub mod layout;
+pub mod region;
 pub mod words;
 
+pub use region::Region;
 pub use words::Words;
