@@ -107,20 +107,43 @@ pub const fn mapped(v4: [u8; 4]) -> Address {
 /// eBPF program on a superpacket does not see: callers in userspace check [`Headers::end`].
 #[inline(always)]
 pub fn walk<P: Packet + ?Sized>(packet: &P) -> Result<Headers, Stop> {
+    match find_ip(packet) {
+        Some((Version::V4, at)) => walk_v4(packet, at),
+        Some((Version::V6, at)) => walk_v6(packet, at),
+        None => Err(Stop::NotIp),
+    }
+}
+
+/// Source and destination of a packet that [`walk`] found malformed, if they can be read: who is to answer
+/// for it.
+#[inline(always)]
+pub fn addresses<P: Packet + ?Sized>(packet: &P) -> Option<(Address, Address)> {
+    match find_ip(packet)? {
+        (Version::V4, at) => Some((
+            mapped(packet.read(at + 12)?),
+            mapped(packet.read(at + 16)?),
+        )),
+        (Version::V6, at) => Some((packet.read(at + 8)?, packet.read(at + 24)?)),
+    }
+}
+
+/// IP version, and offset of the IP header, behind Ethernet and VLAN tags.
+#[inline(always)]
+fn find_ip<P: Packet + ?Sized>(packet: &P) -> Option<(Version, usize)> {
     let mut at = 12;
-    let mut ethertype = u16::from_be_bytes(packet.read(at).ok_or(Stop::NotIp)?);
+    let mut ethertype = u16::from_be_bytes(packet.read(at)?);
     at += 2;
     // IEEE 802.1Q: a tag is four bytes, of which the last two are the next EtherType.
     for _ in 0..2 {
         if ethertype == ETH_VLAN[0] || ethertype == ETH_VLAN[1] {
-            ethertype = u16::from_be_bytes(packet.read(at + 2).ok_or(Stop::NotIp)?);
+            ethertype = u16::from_be_bytes(packet.read(at + 2)?);
             at += 4;
         }
     }
     match ethertype {
-        ETH_IPV4 => walk_v4(packet, at),
-        ETH_IPV6 => walk_v6(packet, at),
-        _ => Err(Stop::NotIp),
+        ETH_IPV4 => Some((Version::V4, at)),
+        ETH_IPV6 => Some((Version::V6, at)),
+        _ => None,
     }
 }
 

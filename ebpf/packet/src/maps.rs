@@ -44,10 +44,28 @@ pub struct Settings {
     pub host_port: u32,
 }
 
+/// The one entry of the test fixture's `GENEVE` map: a tunnel between two addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GeneveSettings {
+    /// Address of this end.
+    pub local: Address,
+    /// Address of the other end.
+    pub remote: Address,
+    /// Interface index of the underlay device.
+    pub underlay: u32,
+    /// Interface index of the tunnel device's peer.
+    pub tunnel: u32,
+    /// Virtual network identifier, 24 bits.
+    pub vni: u32,
+    /// Not 0: the addresses are IPv6.
+    pub v6: u32,
+}
+
 #[cfg(feature = "user")]
 mod pod {
     #![expect(unsafe_code, reason = "aya marks map types by an unsafe trait")]
-    use super::{FragmentKey, PeerKey, Settings, SpiKey};
+    use super::{FragmentKey, GeneveSettings, PeerKey, Settings, SpiKey};
 
     // SAFETY: repr(C), only integers and byte arrays, no padding (sizes are asserted below).
     unsafe impl aya::Pod for SpiKey {}
@@ -57,9 +75,12 @@ mod pod {
     unsafe impl aya::Pod for FragmentKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for GeneveSettings {}
 }
 
 const _: () = assert!(size_of::<SpiKey>() == 20);
 const _: () = assert!(size_of::<PeerKey>() == 16);
 const _: () = assert!(size_of::<FragmentKey>() == 36);
 const _: () = assert!(size_of::<Settings>() == 4);
+const _: () = assert!(size_of::<GeneveSettings>() == 48);
