@@ -69,6 +69,58 @@ fn queues(name: &str) -> Result<u32> {
     }
 }
 
+/// An offload of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// Checksums computed by hardware.
+    TxChecksum,
+    /// VLAN tags inserted by hardware.
+    TxVlan,
+    /// Segments put together in software.
+    Gro,
+}
+
+/// `struct ethtool_value` of linux/ethtool.h.
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
+// Commands and a flag of linux/ethtool.h.
+const SET_TX_CHECKSUM: u32 = 0x17;
+const GET_FLAGS: u32 = 0x25;
+const SET_FLAGS: u32 = 0x26;
+const SET_GRO: u32 = 0x2c;
+const FLAG_TX_VLAN: u32 = 1 << 7;
+
+/// Switches an offload on or off.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn set_offload(name: &str, offload: Offload, on: bool) -> Result<()> {
+    let (command, data) = match offload {
+        Offload::TxChecksum => (SET_TX_CHECKSUM, u32::from(on)),
+        Offload::Gro => (SET_GRO, u32::from(on)),
+        Offload::TxVlan => {
+            let flags = value(name, GET_FLAGS, 0)?;
+            let others = flags & !FLAG_TX_VLAN;
+            (SET_FLAGS, if on { others | FLAG_TX_VLAN } else { others })
+        }
+    };
+    value(name, command, data)
+        .map(|_| ())
+        .with_context(|| format!("{offload:?} offload of {name}"))
+}
+
+fn value(name: &str, command: u32, data: u32) -> Result<u32> {
+    let mut value = Value { command, data };
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    ioctl(libc::SIOCETHTOOL, &mut request)?;
+    Ok(value.data)
+}
+
 fn interface_request(name: &str) -> Result<libc::ifreq> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ {
         bail!("\"{name}\" is no interface name: 1 to 15 bytes");

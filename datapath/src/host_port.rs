@@ -1,0 +1,202 @@
+//! The host port: a veth pair on which the host's stack gives and takes plaintext Geneve. The outer end
+//! looks like the NIC to the stack; the workers have the inner end.
+
+use std::io;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use log::info;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::net::if_::if_nametoindex;
+
+use crate::nic::{self, Nic, Offload};
+
+/// Longest MTU at which native XDP runs on a veth whose packets are in one page.
+const MAX_MTU: u32 = 3498;
+
+/// Makes the pair with `queues` queues, or takes over the one that is there, and sets it up: MAC address and MTU
+/// of `wire`, offloads, sysctls, both ends up.
+///
+/// # Errors
+/// An interface of that name is somebody else's; the kernel refuses something.
+pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
+    let netlink = Netlink::open()?;
+    let nic = netlink.get(wire)?.with_context(|| format!("no interface {wire}"))?;
+    let (mut mac, mut mtu) = (Vec::new(), 1500);
+    for attribute in nic.attributes {
+        match attribute {
+            LinkAttribute::Address(address) => mac = address,
+            LinkAttribute::Mtu(value) => mtu = value,
+            _ => {}
+        }
+    }
+    ensure!(
+        mac.len() == 6,
+        "{wire} has no Ethernet address: Culvert needs an Ethernet NIC"
+    );
+    mtu = mtu.min(MAX_MTU);
+
+    if let Some(there) = netlink.get(outer)? {
+        ensure!(
+            is_veth(&there),
+            "there is an interface {outer} that is no veth; set host_port to a free name"
+        );
+        let fits = if_nametoindex(inner).is_ok() && Nic::query(inner)?.queues == queues;
+        if !fits {
+            // The egress program drops what it would have redirected, until the new one is there.
+            netlink.delete(outer)?;
+        }
+    }
+    if if_nametoindex(outer).is_err() {
+        netlink.create_veth(outer, inner, queues)?;
+        info!("host port {outer} made, {queues} queues");
+    }
+    netlink.set(outer, vec![LinkAttribute::Address(mac), LinkAttribute::Mtu(mtu)], false)?;
+    netlink.set(inner, vec![LinkAttribute::Mtu(mtu)], false)?;
+
+    // AF_XDP sees what would be left to the hardware: checksums not computed, VLAN tags beside the packet.
+    nic::set_offload(outer, Offload::TxChecksum, false)?;
+    nic::set_offload(outer, Offload::TxVlan, false)?;
+    // What the workers hand in is put together again before it goes up the stack.
+    nic::set_offload(outer, Offload::Gro, true)?;
+
+    // Replies to what arrives here leave by the NIC: loose reverse path filtering lets that be.
+    sysctl("ipv4", outer, "rp_filter", "2")?;
+    // No addresses of its own, and no chatter.
+    for (name, value) in [("addr_gen_mode", "1"), ("accept_ra", "0"), ("disable_ipv6", "0")] {
+        sysctl("ipv6", outer, name, value)?;
+    }
+    sysctl("ipv6", inner, "disable_ipv6", "1")?;
+
+    netlink.set(inner, Vec::new(), true)?;
+    netlink.set(outer, Vec::new(), true)
+}
+
+/// Removes the pair, if it is there.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove(outer: &str) -> Result<()> {
+    let netlink = Netlink::open()?;
+    match netlink.get(outer)? {
+        Some(link) if is_veth(&link) => netlink.delete(outer),
+        _ => Ok(()),
+    }
+}
+
+fn is_veth(link: &LinkMessage) -> bool {
+    link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+        _ => false,
+    })
+}
+
+/// Sets a sysctl of an interface. A kernel without IPv6 has none of those, and needs none.
+fn sysctl(family: &str, interface: &str, name: &str, value: &str) -> Result<()> {
+    let path: PathBuf = ["/proc/sys/net", family, "conf", interface, name]
+        .iter()
+        .collect();
+    match std::fs::write(&path, value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && family == "ipv6" => Ok(()),
+        result => result.with_context(|| format!("{} = {value}", path.display())),
+    }
+}
+
+/// A route netlink socket, used one request at a time.
+struct Netlink(Socket);
+
+impl Netlink {
+    fn open() -> Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE).context("netlink")?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self(socket))
+    }
+
+    /// Sends a request and returns the message that answers it, if it is not only an acknowledgement.
+    fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Option<LinkMessage>> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        request.finalize();
+        let mut buffer = vec![0; request.buffer_len()];
+        request.serialize(&mut buffer);
+        self.0.send(&buffer, 0)?;
+        let mut link = None;
+        loop {
+            let (answer, _) = self.0.recv_from_full()?;
+            let mut rest = &answer[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(io::Error::other)?;
+                let length = usize::try_from(message.header.length).unwrap_or(rest.len());
+                match message.payload {
+                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(link),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(found)) => {
+                        link = Some(found);
+                    }
+                    _ => {}
+                }
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+    }
+
+    fn get(&self, name: &str) -> Result<Option<LinkMessage>> {
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match self.ask(RouteNetlinkMessage::GetLink(link), 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            result => result.with_context(|| format!("interface {name}")),
+        }
+    }
+
+    fn create_veth(&self, outer: &str, inner: &str, queues: u32) -> Result<()> {
+        let end = |name: &str| {
+            let mut link = LinkMessage::default();
+            link.attributes = vec![
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::NumTxQueues(queues),
+                LinkAttribute::NumRxQueues(queues),
+            ];
+            link
+        };
+        let mut link = end(outer);
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(inner)))),
+        ]));
+        self.ask(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
+            .with_context(|| format!("cannot make the veth pair {outer}, {inner}"))?;
+        Ok(())
+    }
+
+    fn set(&self, name: &str, attributes: Vec<LinkAttribute>, up: bool) -> Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = if_nametoindex(name).with_context(|| format!("interface {name}"))?;
+        link.attributes = attributes;
+        if up {
+            link.header.flags = LinkFlags::Up;
+            link.header.change_mask = LinkFlags::Up;
+        }
+        self.ask(RouteNetlinkMessage::SetLink(link), 0)
+            .with_context(|| format!("cannot set up {name}"))?;
+        Ok(())
+    }
+
+    fn delete(&self, name: &str) -> Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = if_nametoindex(name).with_context(|| format!("interface {name}"))?;
+        match self.ask(RouteNetlinkMessage::DelLink(link), 0) {
+            Ok(_) => Ok(()),
+            Err(error) => bail!("cannot remove {name}: {error}"),
+        }
+    }
+}
