@@ -1,1 +1,14 @@
-//! culvert-keymgr
+//! The key manager: takes the wanted SAs and policies from their sources, gives each SA its state in the shared
+//! region, and keeps the datapath at what is wanted.
+//!
+//! [`config`] reads the file of static SAs, whole or not at all; [`used_keys`] remembers static keys across
+//! reboots; [`wanted`] finds what changed; [`push`] brings it to the datapath; [`daemon`] runs it all.
+
+pub mod config;
+pub mod daemon;
+mod entry;
+mod keys;
+pub mod push;
+mod state;
+pub mod used_keys;
+pub mod wanted;

@@ -1,0 +1,105 @@
+use super::*;
+
+/// A good file, of which tests spoil a part.
+const GOOD: &str = r#"
+[[sa]]
+direction = "out"
+spi = 0x1001
+source = "192.0.2.1"
+destination = "192.0.2.2"
+cipher = "aes128gcm16"
+key = "000102030405060708090a0b0c0d0e0f10111213"
+
+[[sa]]
+direction = "in"
+spi = 0x2001
+source = "192.0.2.2"
+destination = "192.0.2.1"
+cipher = "aes128gcm16"
+key = "ff0102030405060708090a0b0c0d0e0f10111213"
+esn = false
+replay_window = 64
+
+[[policy]]
+local = "192.0.2.1"
+remote = "192.0.2.2"
+out = 0x1001
+in = [0x2001]
+"#;
+
+fn check(text: &str) -> Result<Config, Problems> {
+    parse(text, Path::new("test.toml")).map(|(config, _)| config)
+}
+
+#[test]
+fn a_good_file_is_taken() {
+    let config = check(GOOD).unwrap();
+    assert_eq!((config.sas.len(), config.policies.len()), (2, 1));
+    assert!(config.sas[0].esn && !config.sas[1].esn);
+    assert_eq!(config.sas[0].replay_window, 1024);
+    assert!(check("").unwrap().sas.is_empty());
+}
+
+#[test]
+fn what_is_wrong_is_named_with_its_line() {
+    let cases = [
+        ("10111213\"\nesn", "101112\"\nesn", 10, "key of 19 bytes; aes128gcm16 takes 20"),
+        ("cipher = \"aes128gcm16\"\nkey = \"00", "cipher = \"aes512\"\nkey = \"00", 2, "aes128gcm16, aes256gcm16, chacha20poly1305"),
+        ("spi = 0x2001", "spi = 255", 10, "reserved"),
+        ("replay_window = 64", "replay_window = 5000", 10, "from 32 to 4096"),
+        ("replay_window = 64", "replay_window = 31", 10, "from 32 to 4096"),
+        ("source = \"192.0.2.2\"", "source = \"2001:db8::2\"", 10, "different IP versions"),
+        ("remote = \"192.0.2.2\"", "remote = \"2001:db8::2\"", 20, "different IP versions"),
+        ("destination = \"192.0.2.2\"", "destination = \"224.0.0.1\"", 2, "no address of a host"),
+        ("key = \"ff01", "key = \"0001", 10, "the same key as the SA in line 2"),
+        ("in = [0x2001]", "in = [0x2002]", 20, "there is no SA 0x00002002"),
+        ("in = [0x2001]", "in = [0x1001]", 20, "but the one in line 2 is out"),
+        ("key = \"ff01", "key = \"gg01", 10, "character 1 is no hex digit"),
+        ("key = \"ff", "key_file = \"x\"\nkey = \"ff", 10, "either key or key_file"),
+        ("esn = false", "esm = false", 17, "esm"),
+        ("out = 0x1001", "out = \"x\"", 23, "invalid type"),
+    ];
+    for (from, to, line, wanted) in cases {
+        assert_eq!(GOOD.matches(from).count(), 1, "{from}");
+        let problems = check(&GOOD.replace(from, to)).unwrap_err();
+        assert!(
+            problems.list.iter().any(|p| p.text.contains(wanted) && p.line == line),
+            "{to}: {problems}"
+        );
+        assert!(problems.to_string().contains(&format!("test.toml:{line}: ")), "{problems}");
+        assert!(!problems.to_string().contains("030405"), "a key is shown: {problems}");
+    }
+}
+
+#[test]
+fn duplicates_are_refused() {
+    let twice = GOOD.replace("[[policy]]", "[[sa]]\ndirection = \"in\"\nspi = 0x2001\nsource = \"192.0.2.9\"\ndestination = \"192.0.2.1\"\ncipher = \"aes128gcm16\"\nkey = \"aa0102030405060708090a0b0c0d0e0f10111213\"\n\n[[policy]]");
+    let problems = check(&twice).unwrap_err();
+    assert_eq!(problems.list.len(), 1, "{problems}");
+    assert!(problems.list[0].text.contains("used by the SA in line 10"), "{problems}");
+    let policies = format!("{GOOD}\n[[policy]]\nlocal = \"192.0.2.1\"\nremote = \"192.0.2.2\"\n");
+    assert!(check(&policies).unwrap_err().to_string().contains("the same selector"));
+}
+
+#[test]
+fn all_problems_are_told_at_once() {
+    let bad = GOOD
+        .replace("spi = 0x2001", "spi = 3")
+        .replace("replay_window = 64", "replay_window = 9000")
+        .replace("aes128gcm16\"\nkey = \"00", "rot13\"\nkey = \"00");
+    assert!(check(&bad).unwrap_err().list.len() >= 3);
+}
+
+#[test]
+fn a_file_with_keys_must_be_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keymgr.toml");
+    std::fs::write(&path, GOOD).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let problems = load(&path).unwrap_err();
+    assert!(problems.to_string().contains("chmod 0600"), "{problems}");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(load(&path).unwrap().sas.len(), 2);
+    assert!(load(&directory.path().join("none")).unwrap_err().to_string().contains("cannot be read"));
+}

@@ -1,0 +1,122 @@
+//! Keys from hex digits and from files; fingerprints, which stand for keys without giving them away.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use aws_lc_rs::hmac;
+use culvert_proto::sa::{Keymat, SaSpec};
+use culvert_state::region::Fingerprint;
+use zeroize::Zeroizing;
+
+/// Longest key file in bytes: far more than any key.
+const MAX_FILE: u64 = 4096;
+
+/// Keying material from hex digits, in which blanks, colons and a leading `0x` do not count.
+pub(crate) fn from_hex(text: &str) -> Result<Keymat, String> {
+    let text = text.trim();
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    // Never longer than the text, so that no growing vector leaves a copy behind.
+    let mut nibbles = Zeroizing::new(Vec::with_capacity(digits.len()));
+    for (at, digit) in digits.chars().enumerate() {
+        match digit.to_digit(16) {
+            Some(value) => nibbles.push(value.to_le_bytes()[0]),
+            None if digit == ':' || digit.is_ascii_whitespace() => {}
+            // Not which character: it may be a part of the key.
+            None => return Err(format!("key: character {} is no hex digit", at + 1)),
+        }
+    }
+    let (pairs, rest) = nibbles.as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err("key: an odd number of hex digits".to_owned());
+    }
+    Ok(Keymat::new(pairs.iter().map(|[high, low]| high << 4 | low).collect()))
+}
+
+/// Keying material from a file of hex digits that only root can read.
+pub(crate) fn from_file(path: &Path) -> Result<Keymat, String> {
+    let name = format!("key_file {}", path.display());
+    // Not through a link, and not blocking on a pipe that somebody put there.
+    let file = File::options()
+        .read(true)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|error| format!("{name}: {error}"))?;
+    let metadata = file.metadata().map_err(|error| format!("{name}: {error}"))?;
+    check_metadata(&metadata, path).map_err(|problem| format!("{name}: {problem}"))?;
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
+    file.take(MAX_FILE)
+        .read_to_string(&mut text)
+        .map_err(|error| format!("{name}: {error}"))?;
+    from_hex(&text).map_err(|problem| format!("{name}: {problem}"))
+}
+
+/// Whether a file that has keys in it is private.
+pub(crate) fn check_private(path: &Path) -> Result<(), String> {
+    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
+    check_metadata(&metadata, path)
+}
+
+fn check_metadata(metadata: &fs::Metadata, path: &Path) -> Result<(), String> {
+    if !metadata.is_file() {
+        return Err("no regular file".to_owned());
+    }
+    let path = path.display();
+    if metadata.mode() & 0o077 != 0 {
+        return Err(format!(
+            "mode {:04o} lets others read it; chmod 0600 {path}",
+            metadata.mode() & 0o7777
+        ));
+    }
+    let me = nix::unistd::geteuid().as_raw();
+    if metadata.uid() != 0 && metadata.uid() != me {
+        return Err(format!("it belongs to user {}; chown root {path}", metadata.uid()));
+    }
+    Ok(())
+}
+
+/// What stands for the key of an SA: an HMAC, from which nobody gets back to the key.
+pub(crate) fn fingerprint(sa: &SaSpec) -> Fingerprint {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, b"culvert key fingerprint 1");
+    let mut context = hmac::Context::with_key(&key);
+    context.update(sa.cipher.name().as_bytes());
+    context.update(sa.id.direction.to_string().as_bytes());
+    context.update(sa.keymat.bytes());
+    let tag = context.sign();
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.copy_from_slice(&tag.as_ref()[..16]);
+    fingerprint
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn hex_is_read_as_people_write_it() {
+        for text in ["00ff10", "0x00ff10", "00:ff:10", " 00 FF\n10\n"] {
+            assert_eq!(from_hex(text).unwrap().bytes(), [0, 0xff, 0x10], "{text}");
+        }
+        assert!(from_hex("0f1").unwrap_err().contains("odd"));
+        let error = from_hex("00zz").unwrap_err();
+        assert!(error.contains("character 3") && !error.contains('z'), "{error}");
+    }
+
+    #[test]
+    fn a_key_file_must_be_private_and_no_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        fs::write(&path, "0011\n").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        assert!(from_file(&path).unwrap_err().contains("chmod 0600"));
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(from_file(&path).unwrap().bytes(), [0, 0x11]);
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(from_file(&link).is_err());
+        assert!(from_file(directory.path()).is_err());
+    }
+}
