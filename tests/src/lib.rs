@@ -1,1 +1,17 @@
-//! culvert-tests
+//! The lab: two hypervisors as namespaces on a wire that is watched, for the demo and the system tests.
+//!
+//! ```text
+//!   namespace a                      namespace u (underlay)         namespace b
+//!   gnv0 ─ Geneve ─ wire0 ──────────── a0 ─ br0 ─ b0 ────────────── wire0 ─ Geneve ─ gnv0
+//!            └ culvert-datapath            nftables counts                └ culvert-datapath
+//! ```
+//! [`netns`] has namespaces and processes in them, and removes what a dead lab left; [`geneve`] is the Geneve
+//! endpoint for kernels without one; [`lab`] builds it all; [`wire`] says what was on the wire;
+//! [`load`] is ping and iperf3; [`demo`] runs the demo.
+
+pub mod demo;
+pub mod geneve;
+pub mod lab;
+pub mod load;
+pub mod netns;
+pub mod wire;

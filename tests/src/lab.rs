@@ -1,0 +1,453 @@
+//! Two hypervisors, the wire between them, and Culvert on each.
+
+use std::fmt::Write;
+use std::io::Read;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use culvert_proto::channel::Channel;
+use culvert_proto::message::{
+    DatapathReply, DatapathRequest, KeymgrReply, KeymgrRequest,
+};
+use culvert_proto::sa::Cipher;
+use culvert_proto::status::{DatapathStatus, KeymgrStatus};
+use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::geneve::Fixture;
+use crate::netns::{Home, Namespace, run, wait_for};
+use crate::wire;
+
+/// The underlay NIC of a hypervisor.
+pub const WIRE: &str = "wire0";
+/// Outer end of Culvert's host port.
+pub const HOST_PORT: &str = "cvhost0";
+/// The tunnel device, where the "VM" is.
+pub const TUNNEL: &str = "gnv0";
+/// MTU of the underlay.
+const MTU: u32 = 1500;
+/// MTU of the "VM": room for Geneve (70 bytes over IPv6) and ESP (up to 37).
+const INNER_MTU: u32 = 1380;
+
+/// How to build a lab.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Tunnels over IPv6.
+    pub ipv6: bool,
+    /// Cipher of the SAs.
+    pub cipher: Cipher,
+    /// Extended sequence numbers.
+    pub esn: bool,
+    /// Leave it standing when the process ends.
+    pub keep: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            ipv6: false,
+            cipher: Cipher::Aes256Gcm16,
+            esn: true,
+            keep: false,
+        }
+    }
+}
+
+/// One hypervisor.
+#[derive(Debug)]
+pub struct Side {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its folder: configurations, logs, sockets.
+    pub folder: PathBuf,
+    /// Its underlay address.
+    pub outer: IpAddr,
+    /// Its "VM"'s address.
+    pub inner: IpAddr,
+    datapath: Option<Child>,
+    keymgr: Option<Child>,
+    geneve: Option<Fixture>,
+}
+
+/// The lab.
+#[derive(Debug)]
+pub struct Lab {
+    /// Hypervisors a and b.
+    pub sides: [Side; 2],
+    /// The underlay between them.
+    pub underlay: Namespace,
+    /// Which Geneve endpoint is used: `kernel` or `fixture`.
+    pub endpoint: &'static str,
+    /// Folder and names. Last, so that it is removed last.
+    pub home: Home,
+}
+
+/// SPIs from a to b and from b to a.
+pub const SPIS: [u32; 2] = [0x1001, 0x2001];
+
+impl Lab {
+    /// Builds it, without Culvert: Geneve goes in clear.
+    ///
+    /// # Errors
+    /// The machine lacks something.
+    pub fn new(plan: Plan) -> Result<Self> {
+        let home = Home::new(plan.keep)?;
+        let underlay = Namespace::new(home.name("-u"))?;
+        underlay.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
+        underlay.ip("link add br0 type bridge mcast_snooping 0")?;
+        underlay.ip("link set br0 up")?;
+        let a = Side::new(&home, &underlay, plan, 0)?;
+        let b = Side::new(&home, &underlay, plan, 1)?;
+        let mut sides = [a, b];
+        let mut endpoint = "kernel";
+        for number in 0..2 {
+            let (remote, other) = (sides[1 - number].outer, 1 - number);
+            if !sides[number].add_tunnel(number, other, remote)? {
+                endpoint = "fixture";
+            }
+        }
+        wire::count_from_now(&underlay, &home.path())?;
+        Ok(Self {
+            sides,
+            underlay,
+            endpoint,
+            home,
+        })
+    }
+
+    /// Starts Culvert on both sides with freshly made keys, and waits until Geneve is protected.
+    ///
+    /// # Errors
+    /// A daemon does not come up; the text has its log.
+    pub fn start_culvert(&mut self, plan: Plan) -> Result<()> {
+        let keys = [random_key(plan.cipher)?, random_key(plan.cipher)?];
+        let outer = [self.sides[0].outer, self.sides[1].outer];
+        for number in 0..2 {
+            let text = keymgr_config(plan, number, outer, &keys)?;
+            write_private(&self.sides[number].folder.join("keymgr.toml"), &text)?;
+            self.start_datapath(number)?;
+            self.start_keymgr(number)?;
+        }
+        for number in 0..2 {
+            self.wait_for_protection(number)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the datapath of a side; what it left pinned is taken over.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_datapath(&mut self, number: usize) -> Result<()> {
+        let side = &mut self.sides[number];
+        let folder = side.folder.clone();
+        let config = folder.join("datapath.toml");
+        let core = number % std::thread::available_parallelism()?.get();
+        let text = format!(
+            "wire = \"{WIRE}\"\nhost_port = \"{HOST_PORT}\"\nworkers = 1\ncores = [{core}]\npins = \"{}\"\n",
+            folder.join("bpf").display()
+        );
+        std::fs::write(&config, text)?;
+        let mut command = side.namespace.command(program("culvert-datapath")?);
+        command.arg("--config").arg(config).arg("--run-dir").arg(&folder);
+        let log = folder.join("datapath.log");
+        let _ = std::fs::remove_file(folder.join(DATAPATH_SOCKET));
+        side.datapath = Some(self.home.spawn(command, &log)?);
+        let started = wait_for("culvert-datapath", Duration::from_secs(20), || {
+            folder.join(DATAPATH_SOCKET).exists()
+        });
+        started.with_context(|| tail(&log))?;
+        if let Some(geneve) = &mut side.geneve {
+            // Its host port may be a new one.
+            let pins = folder.join("lab-bpf");
+            if !pins.join(format!("decap-{HOST_PORT}")).exists() {
+                let namespace = side.namespace.clone();
+                namespace.within(|| geneve.decap_on(HOST_PORT, &pins))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the key manager of a side.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_keymgr(&mut self, number: usize) -> Result<()> {
+        let side = &mut self.sides[number];
+        let folder = &side.folder;
+        let mut command = side.namespace.command(program("culvert-keymgr")?);
+        command
+            .arg("--config")
+            .arg(folder.join("keymgr.toml"))
+            .arg("--run-dir")
+            .arg(folder)
+            .arg("--state-dir")
+            .arg(folder.join("state"));
+        side.keymgr = Some(self.home.spawn(command, &folder.join("keymgr.log"))?);
+        Ok(())
+    }
+
+    /// Waits until the datapath of a side has everything from its key manager.
+    ///
+    /// # Errors
+    /// It does not; the text has the logs.
+    pub fn wait_for_protection(&self, number: usize) -> Result<()> {
+        let side = &self.sides[number];
+        wait_for("the datapath to be filled", Duration::from_secs(10), || {
+            side.keymgr_status().is_ok_and(|status| status.datapath_in_sync)
+        })
+        .with_context(|| {
+            let logs = ["keymgr.log", "datapath.log"].map(|log| tail(&side.folder.join(log)));
+            logs.join("\n")
+        })
+    }
+
+    /// Kills the datapath of a side, as a crash would.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_datapath(&mut self, number: usize) -> Result<()> {
+        end(&mut self.sides[number].datapath, Signal::SIGKILL)
+    }
+
+    /// Kills the key manager of a side, as a crash would.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_keymgr(&mut self, number: usize) -> Result<()> {
+        end(&mut self.sides[number].keymgr, Signal::SIGKILL)
+    }
+
+    /// Tells the key manager of a side to read its file again.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn hup_keymgr(&mut self, number: usize) -> Result<()> {
+        let keymgr = self.sides[number].keymgr.as_ref().context("no key manager")?;
+        kill(Pid::from_raw(keymgr.id().cast_signed()), Signal::SIGHUP)?;
+        Ok(())
+    }
+}
+
+fn end(child: &mut Option<Child>, signal: Signal) -> Result<()> {
+    let mut child = child.take().context("it does not run")?;
+    kill(Pid::from_raw(child.id().cast_signed()), signal)?;
+    child.wait()?;
+    Ok(())
+}
+
+impl Side {
+    fn new(home: &Home, underlay: &Namespace, plan: Plan, number: usize) -> Result<Self> {
+        let letter = ["a", "b"][number];
+        let host = number + 1;
+        let namespace = Namespace::new(home.name(&format!("-{letter}")))?;
+        let folder = home.path().join(letter);
+        std::fs::create_dir_all(folder.join("lab-bpf"))?;
+        for setting in ["accept_ra", "router_solicitations", "dad_transmits"] {
+            namespace.sysctl(&format!("net.ipv6.conf.default.{setting}"), "0")?;
+        }
+        namespace.ip(&format!(
+            "link add {WIRE} mtu {MTU} address {} type veth peer name {letter}0 netns {}",
+            outer_mac(number),
+            underlay.name()
+        ))?;
+        underlay.ip(&format!("link set {letter}0 mtu {MTU} master br0 up"))?;
+        namespace.ip(&format!("link set {WIRE} up"))?;
+        namespace.ip(&format!("address add 192.0.2.{host}/24 dev {WIRE}"))?;
+        namespace.ip(&format!("address add 2001:db8::{host}/64 dev {WIRE} nodad"))?;
+        let (other, mac) = (2 - number, outer_mac(1 - number));
+        namespace.ip(&format!("neigh add 192.0.2.{other} lladdr {mac} dev {WIRE}"))?;
+        namespace.ip(&format!("neigh add 2001:db8::{other} lladdr {mac} dev {WIRE}"))?;
+        let outer = if plan.ipv6 {
+            format!("2001:db8::{host}").parse()?
+        } else {
+            format!("192.0.2.{host}").parse()?
+        };
+        Ok(Self {
+            namespace,
+            folder,
+            outer,
+            inner: format!("10.99.0.{host}").parse()?,
+            datapath: None,
+            keymgr: None,
+            geneve: None,
+        })
+    }
+
+    /// Makes the tunnel device: the kernel's if it has one (then true), else the fixture.
+    fn add_tunnel(&mut self, number: usize, other: usize, remote: IpAddr) -> Result<bool> {
+        let mac = inner_mac(number);
+        let kernel = self.namespace.ip(&format!(
+            "link add {TUNNEL} address {mac} type geneve id 77 remote {remote} dstport 6081"
+        ));
+        if kernel.is_err() {
+            self.namespace.ip(&format!(
+                "link add {TUNNEL} address {mac} type veth peer name {TUNNEL}p"
+            ))?;
+            // The outer headers must fit the IP length field, too.
+            self.namespace.ip(&format!("link set {TUNNEL} gso_max_size 60000"))?;
+            run(self.namespace.command("ethtool").args(["-K", TUNNEL, "gro", "on"]))?;
+            self.namespace.ip(&format!("link set {TUNNEL}p up"))?;
+            let pins = self.folder.join("lab-bpf");
+            nix::mount::mount(
+                Some("bpffs"),
+                &pins,
+                Some("bpf"),
+                nix::mount::MsFlags::empty(),
+                None::<&str>,
+            )?;
+            let local = self.outer;
+            self.geneve = Some(self.namespace.within(|| {
+                Fixture::new(&format!("{TUNNEL}p"), WIRE, local, remote, &pins)
+            })?);
+        }
+        self.namespace.ip(&format!("link set {TUNNEL} mtu {INNER_MTU} up"))?;
+        self.namespace.ip(&format!("address add {}/24 dev {TUNNEL}", self.inner))?;
+        self.namespace.ip(&format!(
+            "neigh add 10.99.0.{} lladdr {} dev {TUNNEL}",
+            other + 1,
+            inner_mac(other)
+        ))?;
+        Ok(kernel.is_ok())
+    }
+
+    /// Asks the datapath.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn datapath_status(&self) -> Result<DatapathStatus> {
+        let mut channel = Channel::connect(&self.folder.join(DATAPATH_SOCKET), "culvert-datapath")?;
+        channel.greet::<DatapathRequest, DatapathReply>("culvert-tests")?;
+        channel.send(&DatapathRequest::Status)?;
+        match channel.answer()? {
+            DatapathReply::Status(status) => Ok(*status),
+            other => bail!("unexpected answer {other:?}"),
+        }
+    }
+
+    /// Asks the key manager.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn keymgr_status(&self) -> Result<KeymgrStatus> {
+        let mut channel = Channel::connect(&self.folder.join(KEYMGR_SOCKET), "culvert-keymgr")?;
+        channel.greet::<KeymgrRequest, KeymgrReply>("culvert-tests")?;
+        channel.send(&KeymgrRequest::Status)?;
+        match channel.answer()? {
+            KeymgrReply::Status(status) => Ok(*status),
+            other => bail!("unexpected answer {other:?}"),
+        }
+    }
+
+    /// Process id of the datapath.
+    #[must_use]
+    pub fn datapath_pid(&self) -> Option<u32> {
+        self.datapath.as_ref().map(Child::id)
+    }
+}
+
+/// The configuration of one side's key manager.
+///
+/// # Errors
+/// None but those of formatting.
+pub fn keymgr_config(
+    plan: Plan,
+    number: usize,
+    outer: [IpAddr; 2],
+    keys: &[String; 2],
+) -> Result<String> {
+    let mut text = String::new();
+    for way in 0..2 {
+        let direction = if way == number { "out" } else { "in" };
+        writeln!(
+            text,
+            "[[sa]]\ndirection = \"{direction}\"\nspi = {:#x}\nsource = \"{}\"\ndestination = \"{}\"\n\
+             cipher = \"{}\"\nkey = \"{}\"\nesn = {}\n",
+            SPIS[way],
+            outer[way],
+            outer[1 - way],
+            plan.cipher,
+            keys[way],
+            plan.esn
+        )?;
+    }
+    writeln!(
+        text,
+        "[[policy]]\nlocal = \"{}\"\nremote = \"{}\"\nout = {:#x}\nin = [{:#x}]",
+        outer[number],
+        outer[1 - number],
+        SPIS[number],
+        SPIS[1 - number]
+    )?;
+    Ok(text)
+}
+
+/// Writes a file that only root can read.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_private(path: &Path, text: &str) -> Result<()> {
+    let _ = std::fs::remove_file(path);
+    let file = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    std::io::Write::write_all(&mut file?, text.as_bytes())?;
+    Ok(())
+}
+
+/// A fresh key and salt, as hex digits.
+///
+/// # Errors
+/// The kernel has no random bytes.
+pub fn random_key(cipher: Cipher) -> Result<String> {
+    let mut bytes = vec![0; cipher.keymat_length()];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A program of this workspace, beside this one or a folder above it.
+///
+/// # Errors
+/// It is not built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let here = std::env::current_exe()?;
+    here.ancestors()
+        .skip(1)
+        .take(3)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| format!("{name} is not built; run `./dev build`"))
+}
+
+/// A command of `culvert` for one side.
+///
+/// # Errors
+/// It is not built.
+pub fn culvert(side: &Side, arguments: &[&str]) -> Result<Command> {
+    let mut command = side.namespace.command(program("culvert")?);
+    command.arg("--run-dir").arg(&side.folder).args(arguments);
+    Ok(command)
+}
+
+fn outer_mac(number: usize) -> String {
+    format!("02:00:00:00:01:{number:02x}")
+}
+
+fn inner_mac(number: usize) -> String {
+    format!("02:00:00:00:02:{number:02x}")
+}
+
+/// The end of a log, for error texts.
+fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let last = lines[lines.len().saturating_sub(20)..].join("\n");
+    format!("{}:\n{last}", log.display())
+}

@@ -1,0 +1,128 @@
+//! Load: ping and iperf3 between the two hypervisors' "VMs".
+
+use std::process::Child;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use crate::lab::Lab;
+use crate::netns::{run, wait_for};
+
+/// What ping said.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ping {
+    /// Requests sent.
+    pub sent: u32,
+    /// Replies received.
+    pub received: u32,
+    /// Share of requests without a reply, in percent.
+    pub loss_percent: f64,
+    /// Median round trip in milliseconds.
+    pub median_ms: f64,
+    /// 99th percentile of the round trip in milliseconds.
+    pub p99_ms: f64,
+}
+
+/// Pings from a to b, `count` times, 100 a second.
+///
+/// # Errors
+/// ping cannot be run, or its output is not understood.
+pub fn ping(lab: &Lab, count: u32) -> Result<Ping> {
+    let [a, b] = &lab.sides;
+    let output = a
+        .namespace
+        .command("ping")
+        .args(["-n", "-i", "0.01", "-W", "1", "-c", &count.to_string()])
+        .arg(b.inner.to_string())
+        .output()
+        .context("ping")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut times: Vec<f64> = text
+        .lines()
+        .filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok())
+        .collect();
+    times.sort_by(f64::total_cmp);
+    ensure!(
+        text.contains(" packets transmitted"),
+        "ping: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let received = u32::try_from(times.len())?;
+    let at = |share: usize| times.get(times.len() * share / 100).copied().unwrap_or(f64::NAN);
+    Ok(Ping {
+        sent: count,
+        received,
+        loss_percent: f64::from(count.saturating_sub(received)) * 100.0 / f64::from(count),
+        median_ms: at(50),
+        p99_ms: at(99),
+    })
+}
+
+/// What iperf3 said.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Throughput {
+    /// What arrived, in 10^9 bits a second of TCP payload.
+    pub gbit_per_s: f64,
+    /// How long it ran.
+    pub seconds: f64,
+    /// Segments that TCP sent again.
+    pub retransmits: u64,
+}
+
+/// An iperf3 server in b, for one client.
+///
+/// # Errors
+/// It does not start.
+pub fn serve(lab: &Lab) -> Result<Child> {
+    let b = &lab.sides[1];
+    let log = lab.home.path().join("iperf3-server.log");
+    // The server says it listens in a log that an earlier one may have left.
+    let _ = std::fs::remove_file(&log);
+    let mut command = b.namespace.command("iperf3");
+    command.args(["-s", "-1", "--forceflush", "-B", &b.inner.to_string()]);
+    let server = lab.home.spawn(command, &log)?;
+    let listening = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("listening"));
+    wait_for("iperf3", Duration::from_secs(5), listening)?;
+    Ok(server)
+}
+
+/// The client in a that sends TCP to b for `seconds`.
+#[must_use]
+pub fn client(lab: &Lab, seconds: u32) -> std::process::Command {
+    let [a, b] = &lab.sides;
+    let mut command = a.namespace.command("iperf3");
+    command
+        .args(["-J", "--connect-timeout", "5000", "-t", &seconds.to_string(), "-c"])
+        .arg(b.inner.to_string());
+    command
+}
+
+/// Sends TCP from a to b for `seconds` and says what arrived.
+///
+/// # Errors
+/// iperf3 fails.
+pub fn iperf(lab: &Lab, seconds: u32) -> Result<Throughput> {
+    let mut server = serve(lab)?;
+    let text = run(&mut client(lab, seconds));
+    if text.is_err() {
+        let _ = server.kill();
+    }
+    server.wait()?;
+    parse(&text?)
+}
+
+/// Understands iperf3's JSON.
+///
+/// # Errors
+/// It is none, or reports an error.
+pub fn parse(text: &str) -> Result<Throughput> {
+    let json: serde_json::Value = serde_json::from_str(text).context("iperf3's JSON")?;
+    ensure!(json["error"].is_null(), "iperf3: {}", json["error"]);
+    let received = &json["end"]["sum_received"];
+    Ok(Throughput {
+        gbit_per_s: received["bits_per_second"].as_f64().context("iperf3: rate")? / 1e9,
+        seconds: received["seconds"].as_f64().unwrap_or_default(),
+        retransmits: json["end"]["sum_sent"]["retransmits"].as_u64().unwrap_or_default(),
+    })
+}

@@ -1,0 +1,151 @@
+//! What was on the wire, by judges that are not ours: nftables counts every packet on the bridge in the
+//! middle, tcpdump captures there. (Neither end can be watched: what AF_XDP sends and native XDP takes,
+//! packet sockets there do not see.)
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use anyhow::{Context, Result, ensure};
+use pcap_file::pcap::PcapReader;
+use serde::{Deserialize, Serialize};
+
+use crate::netns::{Home, Namespace, run, wait_for};
+
+/// Packets and bytes of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes from the IP header on.
+    pub bytes: u64,
+}
+
+/// What nftables counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// ESP, also in UDP.
+    pub esp: Count,
+    /// Geneve in clear.
+    pub plaintext_geneve: Count,
+    /// Everything else.
+    pub other: Count,
+}
+
+/// The rules: the first that fits counts.
+const RULES: &str = "
+table bridge wire {
+    counter esp {}
+    counter plaintext_geneve {}
+    counter other {}
+    chain forward {
+        type filter hook forward priority 0;
+        meta l4proto esp counter name esp accept
+        udp dport 4500 counter name esp accept
+        udp sport 4500 counter name esp accept
+        udp dport 6081 counter name plaintext_geneve accept
+        udp sport 6081 counter name plaintext_geneve accept
+        counter name other
+    }
+}
+";
+
+/// Begins to count what crosses the bridge of `underlay`.
+///
+/// # Errors
+/// nftables refuses.
+pub fn count_from_now(underlay: &Namespace, folder: &Path) -> Result<()> {
+    let rules = folder.join("wire.nft");
+    std::fs::write(&rules, RULES)?;
+    run(underlay.command("nft").arg("-f").arg(rules)).map(drop)
+}
+
+/// Reads the counters and sets them to zero.
+///
+/// # Errors
+/// nftables refuses.
+pub fn take_counts(underlay: &Namespace) -> Result<Counts> {
+    #[derive(Deserialize)]
+    struct Listing {
+        nftables: Vec<BTreeMap<String, serde_json::Value>>,
+    }
+    let text = run(underlay
+        .command("nft")
+        .args(["-j", "reset", "counters", "table", "bridge", "wire"]))?;
+    let listing: Listing = serde_json::from_str(&text).context("nft's JSON")?;
+    let find = |name: &str| -> Result<Count> {
+        let counter = listing
+            .nftables
+            .iter()
+            .filter_map(|object| object.get("counter"))
+            .find(|counter| counter["name"] == name)
+            .with_context(|| format!("nft has no counter {name}"))?;
+        Ok(Count {
+            packets: counter["packets"].as_u64().context("packets")?,
+            bytes: counter["bytes"].as_u64().context("bytes")?,
+        })
+    };
+    Ok(Counts {
+        esp: find("esp")?,
+        plaintext_geneve: find("plaintext_geneve")?,
+        other: find("other")?,
+    })
+}
+
+/// A capture by tcpdump at one port of the bridge.
+#[derive(Debug)]
+pub struct Capture {
+    process: Child,
+    file: PathBuf,
+    log: PathBuf,
+}
+
+impl Capture {
+    /// Captures what comes in at `port`: the first `length` bytes of each packet.
+    ///
+    /// # Errors
+    /// tcpdump does not start.
+    pub fn start(home: &Home, underlay: &Namespace, port: &str, length: u32) -> Result<Self> {
+        let file = home.path().join(format!("{port}.pcap"));
+        let log = home.path().join(format!("{port}.tcpdump"));
+        let mut command = underlay.command("tcpdump");
+        // A buffer of 256 MiB, as nothing may be missed; the direction, as the other port sees the other.
+        command
+            .args(["-i", port, "-Q", "in", "-n", "-U", "-B", "262144", "-Z", "root"])
+            .args(["-s", &length.to_string(), "-w"])
+            .arg(&file);
+        let process = home.spawn(command, &log)?;
+        let started = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("listening on"));
+        wait_for("tcpdump", std::time::Duration::from_secs(5), started)?;
+        Ok(Self { process, file, log })
+    }
+
+    /// Ends the capture and returns its packets.
+    ///
+    /// # Errors
+    /// tcpdump has missed packets, or its file cannot be read.
+    pub fn finish(mut self) -> Result<Vec<Vec<u8>>> {
+        // What the kernel holds must be read first.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+        self.process.wait()?;
+        let log = std::fs::read_to_string(&self.log)?;
+        ensure!(
+            log.contains("\n0 packets dropped by kernel"),
+            "the capture missed packets: {log}"
+        );
+        let mut reader = PcapReader::new(std::io::BufReader::new(std::fs::File::open(&self.file)?))?;
+        let mut packets = Vec::new();
+        while let Some(packet) = reader.next_packet() {
+            packets.push(packet?.data.into_owned());
+        }
+        Ok(packets)
+    }
+
+    /// The capture's file.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+}
