@@ -8,7 +8,7 @@ use std::time::Instant;
 use culvert_packet::reason::DropReason;
 use culvert_proto::channel::{Channel, ChannelError, Listener};
 use culvert_proto::message::{DatapathReply, DatapathRequest, Update};
-use culvert_proto::sa::StateRef;
+use culvert_proto::sa::{Direction, StateRef};
 use culvert_proto::status::{DatapathStatus, PolicyStatus, PortStatus, SaStatus, WorkerStatus};
 use culvert_state::{Region, Words};
 use log::{info, warn};
@@ -148,8 +148,10 @@ impl Control {
             .database
             .report()
             .map(|(spec, (packets, bytes), sequence)| SaStatus {
-                id: spec.id,
+                direction: spec.id.direction,
+                spi: spec.id.spi,
                 source: spec.source,
+                destination: spec.id.destination,
                 cipher: spec.cipher,
                 esn: spec.esn,
                 encapsulation: spec.encapsulation,
@@ -157,12 +159,12 @@ impl Control {
                 bytes,
                 sequence,
                 replay_window: match spec.id.direction {
-                    culvert_proto::sa::Direction::In => spec.replay_window,
-                    culvert_proto::sa::Direction::Out => 0,
+                    Direction::In => spec.replay_window,
+                    Direction::Out => 0,
                 },
             })
             .collect();
-        sas.sort_by_key(|sa| sa.id);
+        sas.sort_by_key(|sa| (sa.direction, sa.destination, sa.spi));
         sas
     }
 

@@ -129,8 +129,9 @@ struct Manager {
 }
 
 impl Manager {
-    /// Reads the file again and makes it what is wanted, or leaves all as it is.
-    fn load(&self) -> Result<Changes> {
+    /// Reads the file again and makes it what is wanted, or leaves all as it is. Returns the generation to
+    /// wait for, and what changed.
+    fn load(&self) -> Result<(u64, Changes)> {
         let result = self.try_load();
         if let Err(error) = &result {
             error!("refused, what ran goes on:\n{error:#}");
@@ -139,7 +140,7 @@ impl Manager {
         result
     }
 
-    fn try_load(&self) -> Result<Changes> {
+    fn try_load(&self) -> Result<(u64, Changes)> {
         let config = config::load(&self.paths.config)?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = state.give(config, &self.shared.lock().wanted)?;
@@ -155,8 +156,7 @@ impl Manager {
             changes.policies_changed,
             changes.policies_removed
         );
-        self.shared.follow(generation);
-        Ok(changes)
+        Ok((generation, changes))
     }
 
     fn status(&self) -> KeymgrStatus {
@@ -182,7 +182,10 @@ impl Manager {
                 KeymgrRequest::Hello(_) => return Err(ChannelError::Unexpected),
                 KeymgrRequest::Status => KeymgrReply::Status(Box::new(self.status())),
                 KeymgrRequest::Reload => match self.load() {
-                    Ok(changes) => KeymgrReply::Reloaded(changes),
+                    Ok((generation, changes)) => {
+                        self.shared.follow(generation);
+                        KeymgrReply::Reloaded(changes)
+                    }
                     Err(error) => KeymgrReply::Refused(format!("{error:#}")),
                 },
             };

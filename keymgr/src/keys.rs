@@ -11,7 +11,7 @@ use culvert_state::region::Fingerprint;
 use zeroize::Zeroizing;
 
 /// Longest key file in bytes: far more than any key.
-const MAX_FILE: u64 = 4096;
+const MAX_FILE: usize = 4096;
 
 /// Keying material from hex digits, in which blanks, colons and a leading `0x` do not count.
 pub(crate) fn from_hex(text: &str) -> Result<Keymat, String> {
@@ -45,8 +45,8 @@ pub(crate) fn from_file(path: &Path) -> Result<Keymat, String> {
         .map_err(|error| format!("{name}: {error}"))?;
     let metadata = file.metadata().map_err(|error| format!("{name}: {error}"))?;
     check_metadata(&metadata, path).map_err(|problem| format!("{name}: {problem}"))?;
-    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
-    file.take(MAX_FILE)
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE + 1));
+    file.take(MAX_FILE as u64)
         .read_to_string(&mut text)
         .map_err(|error| format!("{name}: {error}"))?;
     from_hex(&text).map_err(|problem| format!("{name}: {problem}"))

@@ -46,9 +46,7 @@ impl State {
         if !problems.is_empty() {
             bail!(problems.join("\n"));
         }
-        self.used
-            .add(config.sas.iter().map(fingerprint))
-            .with_context(|| format!("list of used keys in {}", self.directory.display()))?;
+        let fingerprints: Vec<_> = config.sas.iter().map(fingerprint).collect();
         let mut wanted = Wanted::default();
         for mut sa in config.sas {
             let claim = self
@@ -61,6 +59,11 @@ impl State {
             };
             wanted.sas.insert(sa.id, sa);
         }
+        // On disk before anybody can use them, but after they have state: whoever dies in between has
+        // not made a key unusable that was never used.
+        self.used
+            .add(fingerprints)
+            .with_context(|| format!("list of used keys in {}", self.directory.display()))?;
         for policy in config.policies {
             wanted.policies.insert(policy.id(), policy);
         }

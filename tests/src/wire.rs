@@ -35,14 +35,14 @@ pub struct Counts {
 /// The rules: the first that fits counts.
 const RULES: &str = "
 table bridge wire {
-    counter esp {}
+    counter sealed {}
     counter plaintext_geneve {}
     counter other {}
     chain forward {
         type filter hook forward priority 0;
-        meta l4proto esp counter name esp accept
-        udp dport 4500 counter name esp accept
-        udp sport 4500 counter name esp accept
+        meta l4proto esp counter name sealed accept
+        udp dport 4500 counter name sealed accept
+        udp sport 4500 counter name sealed accept
         udp dport 6081 counter name plaintext_geneve accept
         udp sport 6081 counter name plaintext_geneve accept
         counter name other
@@ -86,7 +86,7 @@ pub fn take_counts(underlay: &Namespace) -> Result<Counts> {
         })
     };
     Ok(Counts {
-        esp: find("esp")?,
+        esp: find("sealed")?,
         plaintext_geneve: find("plaintext_geneve")?,
         other: find("other")?,
     })

@@ -152,7 +152,13 @@ pub fn egress(ctx: TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     }
     match headers::classify(&packet, &headers) {
-        Kind::Geneve => to_host_port(),
+        Kind::Geneve => {
+            if let Fragment::First(identification) = headers.fragment {
+                // Identifications come again: an earlier datagram must not let this one's rest pass.
+                let _ = FRAGMENTS.remove(fragment_key(&headers, identification));
+            }
+            to_host_port()
+        }
         Kind::Truncated => refuse(DropReason::EgressMalformed),
         Kind::LaterFragment => later_fragment(&headers),
         Kind::Esp(_) | Kind::EspInUdp(_) | Kind::OtherUdp | Kind::Other => {

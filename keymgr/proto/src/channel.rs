@@ -403,17 +403,27 @@ impl Drop for Listener {
     }
 }
 
-/// Makes the run directory, root's alone.
+/// Makes a directory that only root can write to, or takes the one that is there.
 ///
 /// # Errors
-/// It cannot be made.
+/// It cannot be made, or others can write to the one that is there.
 pub fn make_directory(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    if !path.is_dir() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)?;
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)?;
+    // Whoever can write to it can put a socket or a region of his own there.
+    let metadata = fs::metadata(path)?;
+    let path = path.display();
+    if metadata.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(io::Error::other(format!(
+            "it belongs to user {}; chown root {path}",
+            metadata.uid()
+        )));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err(io::Error::other(format!("others can write to it; chmod go-w {path}")));
     }
     Ok(())
 }

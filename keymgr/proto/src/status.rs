@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::message::Changes;
-use crate::sa::{Cipher, SaId, Spi, UdpEncapsulation};
+use crate::sa::{Cipher, Direction, Spi, UdpEncapsulation};
 
 /// State of the datapath.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,11 +72,14 @@ pub struct WorkerStatus {
 /// State of one SA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SaStatus {
-    /// Direction, SPI, destination.
-    #[serde(flatten)]
-    pub id: SaId,
+    /// Direction.
+    pub direction: Direction,
+    /// SPI.
+    pub spi: Spi,
     /// Source address.
     pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
     /// Cipher.
     pub cipher: Cipher,
     /// Extended sequence numbers.

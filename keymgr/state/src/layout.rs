@@ -27,13 +27,15 @@ pub mod inbound {
 
     /// Sequence numbers that a word of the ring covers: a 16-bit map; the other 48 bits say which
     /// block of 16 sequence numbers the map stands for.
-    pub const BLOCK: u64 = 16;
+    pub const BLOCK: u64 = PACKETS_A_WORD as u64;
+
+    const PACKETS_A_WORD: u32 = 16;
 
     /// Length of the ring in words for a window of so many packets: a power of two that holds the
     /// window and the block being filled.
     #[must_use]
     pub const fn ring_words(window: u32) -> usize {
-        ((window as usize).div_ceil(BLOCK as usize) + 1).next_power_of_two()
+        (window.div_ceil(PACKETS_A_WORD) as usize + 1).next_power_of_two()
     }
 
     /// Length of the state in words for a window of so many packets.

@@ -10,10 +10,15 @@
 //!
 //! An entry is written fields first and state last, so a key manager that dies in the middle leaves none or
 //! a whole one. Words that an entry ever had stay its own while there is room: an SA that is removed and
-//! added again goes on where it was.
+//! added again goes on where it was. When there is none, what was retired first is given away first, so that
+//! a datapath that is slow to let go of an SA does not share words with its successor.
+//!
+//! A file that others than root could write, or whose directory contradicts itself, is not taken over either.
+//! Whoever truncates it kills both processes (SIGBUS); only root can, as it is root's and 0600. (Seals, which
+//! would forbid it, exist for memfds only, and those do not outlive the key manager.)
 #![expect(unsafe_code, reason = "memory shared between processes")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -42,6 +47,8 @@ const VERSION_AT: usize = 1;
 const BOOT_AT: usize = 2;
 const NEXT_WORD_AT: usize = 4;
 const NEXT_ENTRY_AT: usize = 5;
+/// How many entries were ever retired: the clock that says which was first.
+const RETIREMENTS_AT: usize = 6;
 
 const DIRECTORY: usize = 512;
 const ENTRIES: usize = 1 << 18;
@@ -54,6 +61,8 @@ const KIND: usize = 1;
 const FINGERPRINT: usize = 2;
 const OFFSET: usize = 4;
 const COUNT: usize = 5;
+/// Of a retired entry: the value of the clock then.
+const RETIREMENT: usize = 6;
 
 const FREE: u64 = 0;
 const ACTIVE: u64 = 1;
@@ -79,6 +88,13 @@ impl Kind {
         match self {
             Self::Outbound => outbound::WORDS,
             Self::Inbound { window } => inbound::words(window),
+        }
+    }
+
+    fn from_code(code: u64) -> Option<Self> {
+        match u32::try_from(code).ok()? {
+            0 => Some(Self::Outbound),
+            window => Some(Self::Inbound { window }),
         }
     }
 
@@ -136,6 +152,16 @@ pub struct Region {
     file: File,
     /// Entries by fingerprint; only the owner has it.
     index: HashMap<Fingerprint, usize>,
+    /// Retired entries by their number of words, the first one first; only the owner has it. Some may be
+    /// in use again.
+    retired: HashMap<usize, VecDeque<Retired>>,
+}
+
+/// An entry as it was when it was retired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Retired {
+    retirement: u64,
+    number: usize,
 }
 
 impl Region {
@@ -149,13 +175,16 @@ impl Region {
         let mut problem = None;
         if path.exists() {
             let file = open(path, false)?;
-            match check(&file, Some(boot))? {
-                None => {
-                    let mut region = Self::map(file)?;
-                    region.read_directory();
-                    return Ok((region, None));
+            problem = check_access(&file)?;
+            if problem.is_none() {
+                problem = check(&file, Some(boot))?;
+            }
+            if problem.is_none() {
+                let mut region = Self::map(file)?;
+                match region.read_directory() {
+                    Ok(()) => return Ok((region, None)),
+                    Err(damage) => problem = Some(damage),
                 }
-                found => problem = found,
             }
             // The old file may be mapped by a datapath still: it keeps it, and gets the new one with the next
             // push.
@@ -199,30 +228,58 @@ impl Region {
             map: Arc::new(map),
             file,
             index: HashMap::new(),
+            retired: HashMap::new(),
         })
     }
 
     fn word(&self, at: usize) -> &AtomicU64 {
-        assert!(at < LENGTH, "within the region");
-        // SAFETY: the mapping is LENGTH words long and lives as long as `self`; a page is aligned for words;
-        // all access is by atomic operations.
-        unsafe { &*self.map.as_mut_ptr().cast::<AtomicU64>().add(at) }
+        word_of(&self.map, at)
     }
 
     fn entry(&self, number: usize, field: usize) -> &AtomicU64 {
         self.word(DIRECTORY + number * ENTRY_WORDS + field)
     }
 
-    fn read_directory(&mut self) {
-        for number in 0..ENTRIES {
-            match self.entry(number, STATE).load(Ordering::Acquire) {
-                FREE if number >= self.entries() => break,
-                FREE => {}
-                _ => {
-                    self.index.insert(self.fingerprint(number), number);
-                }
+    /// Reads who has what, and whether that can be.
+    fn read_directory(&mut self) -> Result<(), &'static str> {
+        const DAMAGED: &str = "it is damaged: its directory contradicts itself";
+        let word = |at| usize::try_from(self.word(at).load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        let (next, entries) = (word(NEXT_WORD_AT), word(NEXT_ENTRY_AT));
+        if !(AREA..=LENGTH).contains(&next) || entries > ENTRIES {
+            return Err(DAMAGED);
+        }
+        let (mut index, mut retired) = (HashMap::new(), HashMap::<_, Vec<_>>::new());
+        let mut starts = HashSet::new();
+        for number in 0..entries {
+            let state = self.entry(number, STATE).load(Ordering::Acquire);
+            // Not yet, or no longer, whole: the key manager died over it.
+            if state == FREE {
+                continue;
+            }
+            let field = |field| {
+                usize::try_from(self.entry(number, field).load(Ordering::Relaxed)).unwrap_or(usize::MAX)
+            };
+            let (start, count) = (field(OFFSET), field(COUNT));
+            let fits = Kind::from_code(field(KIND) as u64).is_some_and(|kind| kind.words() == count)
+                && (AREA..next).contains(&start)
+                && count <= next - start
+                && starts.insert(start)
+                && state <= RETIRED
+                && index.insert(self.fingerprint(number), number).is_none();
+            if !fits {
+                return Err(DAMAGED);
+            }
+            if state == RETIRED {
+                let retirement = self.entry(number, RETIREMENT).load(Ordering::Relaxed);
+                retired.entry(count).or_default().push(Retired { retirement, number });
             }
         }
+        self.index = index;
+        for (count, mut list) in retired {
+            list.sort_unstable();
+            self.retired.insert(count, list.into());
+        }
+        Ok(())
     }
 
     fn entries(&self) -> usize {
@@ -281,9 +338,35 @@ impl Region {
     /// Says that the SA of this fingerprint is gone: its words are kept, but may be given to another when there
     /// is no room left.
     pub fn retire(&mut self, fingerprint: &Fingerprint) {
-        if let Some(&number) = self.index.get(fingerprint) {
-            self.entry(number, STATE).store(RETIRED, Ordering::Release);
+        let Some(&number) = self.index.get(fingerprint) else {
+            return;
+        };
+        let state = self.entry(number, STATE);
+        if state.load(Ordering::Relaxed) != ACTIVE {
+            return;
         }
+        let retirement = self.word(RETIREMENTS_AT).fetch_add(1, Ordering::Relaxed) + 1;
+        self.entry(number, RETIREMENT)
+            .store(retirement, Ordering::Relaxed);
+        state.store(RETIRED, Ordering::Release);
+        let count = self.claimed(number, false).words as usize;
+        self.retired
+            .entry(count)
+            .or_default()
+            .push_back(Retired { retirement, number });
+    }
+
+    /// The entry of so many words that was retired first, if it still is.
+    fn first_retired(&mut self, words: usize) -> Option<usize> {
+        let list = self.retired.get_mut(&words)?;
+        while let Some(Retired { retirement, number }) = list.pop_front() {
+            let entry = DIRECTORY + number * ENTRY_WORDS;
+            let read = |field| word_of(&self.map, entry + field).load(Ordering::Relaxed);
+            if read(STATE) == RETIRED && read(RETIREMENT) == retirement {
+                return Some(number);
+            }
+        }
+        None
     }
 
     fn claimed(&self, number: usize, fresh: bool) -> Claim {
@@ -316,15 +399,12 @@ impl Region {
             return Ok(number);
         }
         // No room: take over from an SA that is gone.
-        let number = (0..number)
-            .find(|&number| {
-                self.entry(number, STATE).load(Ordering::Relaxed) == RETIRED
-                    && self.entry(number, COUNT).load(Ordering::Relaxed) == words as u64
-            })
-            .ok_or(RegionError::Full)?;
+        let number = self.first_retired(words).ok_or(RegionError::Full)?;
         let fingerprint = self.fingerprint(number);
         self.index.remove(&fingerprint);
-        self.entry(number, STATE).store(FREE, Ordering::Release);
+        // Acquire too: nothing of what follows may come before it, or a key manager that dies here leaves an
+        // entry that seems to be the old key's, with numbers that begin anew.
+        self.entry(number, STATE).swap(FREE, Ordering::AcqRel);
         let start = usize::try_from(self.entry(number, OFFSET).load(Ordering::Relaxed))
             .map_err(|_| RegionError::Full)?;
         for at in start..start + words {
@@ -355,6 +435,17 @@ impl AsFd for Region {
     }
 }
 
+/// A word of a mapping that [`Region::map`] made.
+fn word_of(map: &MmapRaw, at: usize) -> &AtomicU64 {
+    assert!(at < LENGTH, "within the region");
+    let first = map.as_mut_ptr().cast::<AtomicU64>();
+    // SAFETY: the mapping is LENGTH words long, so the sum is within it.
+    let word = unsafe { first.add(at) };
+    // SAFETY: within the mapping, which lives as long as `map`; a page is aligned for words; all access is by
+    // atomic operations.
+    unsafe { &*word }
+}
+
 fn open(path: &Path, create: bool) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -363,6 +454,14 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
         .mode(0o600)
         .custom_flags(nix::libc::O_NOFOLLOW)
         .open(path)
+}
+
+/// Why `file` may have been written by somebody else; `None` if it cannot.
+fn check_access(file: &File) -> io::Result<Option<&'static str>> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = file.metadata()?;
+    let ours = metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
+    Ok((!ours).then_some("others could write to it"))
 }
 
 /// Why `file` is no region of this release (and of `boot`); `None` if it is one.
@@ -399,97 +498,4 @@ fn boot_id() -> io::Result<[u64; 2]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WINDOW: Kind = Kind::Inbound { window: 64 };
-
-    fn region() -> (tempfile::TempDir, std::path::PathBuf, Region) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("sa-state");
-        let (region, problem) = Region::open_or_create(&path).unwrap();
-        assert_eq!(problem, None);
-        (directory, path, region)
-    }
-
-    #[test]
-    fn state_survives_its_owner_and_its_user() {
-        let (_directory, path, mut region) = region();
-        let claim = region.claim([1; 16], Kind::Outbound).unwrap();
-        assert!(claim.fresh);
-        let user = Region::from_fd(region.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        user.words(claim.offset, claim.words).unwrap()[outbound::LEASED]
-            .store(77, Ordering::Relaxed);
-        drop((user, region));
-
-        let (mut region, problem) = Region::open_or_create(&path).unwrap();
-        assert_eq!(problem, None);
-        let again = region.claim([1; 16], Kind::Outbound).unwrap();
-        assert_eq!(again, Claim { fresh: false, ..claim });
-        let words = region.words(again.offset, again.words).unwrap();
-        assert_eq!(words[outbound::LEASED].load(Ordering::Relaxed), 77);
-        assert!(region.claim([2; 16], WINDOW).unwrap().offset >= claim.offset + claim.words);
-    }
-
-    #[test]
-    fn the_file_is_roots() {
-        use std::os::unix::fs::PermissionsExt;
-        let (_directory, path, _region) = region();
-        let mode = std::fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[test]
-    fn what_is_removed_and_added_again_goes_on() {
-        let (_directory, _, mut region) = region();
-        let claim = region.claim([1; 16], WINDOW).unwrap();
-        region.retire(&[1; 16]);
-        let again = region.claim([1; 16], WINDOW).unwrap();
-        assert_eq!((again.offset, again.fresh), (claim.offset, false));
-    }
-
-    #[test]
-    fn a_running_window_does_not_change_its_size() {
-        let (_directory, _, mut region) = region();
-        region.claim([1; 16], WINDOW).unwrap();
-        let error = region.claim([1; 16], Kind::Inbound { window: 128 }).unwrap_err();
-        assert!(error.to_string().contains("64 packets"), "{error}");
-    }
-
-    #[test]
-    fn a_region_of_another_boot_or_release_is_not_taken_over() {
-        for (at, wanted) in [(BOOT_AT, "reboot"), (VERSION_AT, "release"), (MAGIC_AT, "no SA state")] {
-            let (_directory, path, mut region) = region();
-            region.claim([1; 16], Kind::Outbound).unwrap();
-            region.word(at).fetch_add(1, Ordering::Relaxed);
-            drop(region);
-            let (mut region, problem) = Region::open_or_create(&path).unwrap();
-            assert!(problem.unwrap().contains(wanted));
-            assert!(region.claim([1; 16], Kind::Outbound).unwrap().fresh);
-        }
-    }
-
-    #[test]
-    fn words_outside_are_refused() {
-        let (_directory, _, region) = region();
-        for (offset, words) in [(0, 8), (u32::MAX, 8), ((LENGTH - 4) as u32, 8)] {
-            assert!(region.words(offset, words).is_err());
-        }
-        let file = tempfile::tempfile().unwrap();
-        assert!(Region::from_fd(file.into()).is_err());
-    }
-
-    #[test]
-    fn a_key_manager_that_died_while_claiming_leaves_no_half_entry() {
-        let (_directory, path, mut region) = region();
-        region.claim([1; 16], Kind::Outbound).unwrap();
-        // Everything of the second entry but its state, which comes last.
-        let half = region.claim([2; 16], Kind::Outbound).unwrap();
-        region.entry(1, STATE).store(FREE, Ordering::Relaxed);
-        drop(region);
-        let (mut region, _) = Region::open_or_create(&path).unwrap();
-        let third = region.claim([3; 16], Kind::Outbound).unwrap();
-        assert!(third.fresh && third.offset >= half.offset + half.words);
-        assert!(!region.knows(&[2; 16]));
-    }
-}
+mod tests;

@@ -80,3 +80,16 @@ fn the_socket_is_roots_and_the_lock_is_one() {
     drop(lock);
     Lock::take(directory.path(), "x").unwrap();
 }
+
+#[test]
+fn a_directory_that_others_can_write_to_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a/run");
+    make_directory(&path).unwrap();
+    make_directory(&path).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+    let error = make_directory(&path).unwrap_err().to_string();
+    assert!(error.contains("chmod go-w"), "{error}");
+}

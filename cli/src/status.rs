@@ -1,0 +1,141 @@
+//! `culvert status`: both daemons on one screen.
+
+mod view;
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::Duration;
+
+use culvert_proto::sa::Direction;
+use culvert_proto::status::{DatapathStatus, KeymgrStatus, PolicyStatus, SaStatus};
+use serde::Serialize;
+
+use crate::{ask, print, print_json};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// For programs: one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+    /// Show every policy and SA, also when they are more than a screen takes
+    #[arg(long)]
+    all: bool,
+    /// Show it again every so many seconds
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "1",
+        value_parser = clap::value_parser!(u64).range(1..=3600),
+        conflicts_with = "json"
+    )]
+    watch: Option<u64>,
+}
+
+/// What `--json` prints.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    datapath: Option<DatapathStatus>,
+    keymgr: Option<KeymgrStatus>,
+    /// What is not well, and what to do; empty: all is.
+    problems: Vec<String>,
+}
+
+impl Report {
+    fn ask(run: &Path) -> Self {
+        Self::new(ask::datapath_status(run), ask::keymgr_status(run))
+    }
+
+    fn new(
+        datapath: Result<DatapathStatus, String>,
+        keymgr: Result<KeymgrStatus, String>,
+    ) -> Self {
+        let mut problems = Vec::new();
+        if let Err(text) = &datapath {
+            problems.push(format!(
+                "{text}. What it protected stays blocked, nothing goes in clear"
+            ));
+        }
+        match &keymgr {
+            Err(text) => problems.push(format!("{text}. Until then no SA changes")),
+            Ok(keymgr) => {
+                if datapath.is_ok() && !keymgr.datapath_in_sync {
+                    problems.push(format!(
+                        "the datapath does not have what is wanted: {}",
+                        keymgr.datapath_problem.as_deref().unwrap_or("it is being pushed")
+                    ));
+                }
+                if let Some(text) = &keymgr.refused {
+                    problems.push(format!(
+                        "the last load was refused, what ran goes on; mend this and run \"culvert \
+                         reload\":\n{text}"
+                    ));
+                }
+            }
+        }
+        if let Ok(datapath) = &datapath {
+            problems.extend(datapath.policies.iter().filter_map(unprotected));
+            problems.extend(datapath.sas.iter().filter_map(running_out));
+        }
+        Self {
+            datapath: datapath.ok(),
+            keymgr: keymgr.ok(),
+            problems,
+        }
+    }
+}
+
+fn is_protected(policy: &PolicyStatus) -> bool {
+    !policy.protected_by.starts_with("none")
+}
+
+fn unprotected(policy: &PolicyStatus) -> Option<String> {
+    if is_protected(policy) {
+        return None;
+    }
+    let lacking = match (policy.outbound, policy.inbound.is_empty()) {
+        (None, true) => "it names no SA",
+        (None, false) => "it names no outbound SA (out)",
+        _ => "it names no inbound SA (in)",
+    };
+    Some(format!(
+        "Geneve between {} and {} is blocked: {lacking}",
+        policy.local, policy.remote
+    ))
+}
+
+/// RFC 4303 §3.3.3: the counter must not wrap; a static key is never rekeyed by itself.
+fn running_out(sa: &SaStatus) -> Option<String> {
+    let last = if sa.esn { u64::MAX } else { u64::from(u32::MAX) };
+    let warn_from = last - last / 8;
+    (sa.id.direction == Direction::Out && sa.sequence >= warn_from).then(|| {
+        format!(
+            "{} has {} sequence numbers left, then it stops: give it a new key on both hosts, with esn = \
+             true",
+            sa.id,
+            last - sa.sequence.min(last)
+        )
+    })
+}
+
+pub(crate) fn run(arguments: &Arguments, run: &Path) -> anyhow::Result<bool> {
+    let Some(seconds) = arguments.watch else {
+        let report = Report::ask(run);
+        if arguments.json {
+            print_json(&report)?;
+        } else {
+            print(&view::text(&report, arguments.all))?;
+        }
+        return Ok(report.problems.is_empty());
+    };
+    // Clears the screen, if it is one.
+    let before = if io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+    loop {
+        let text = view::text(&Report::ask(run), arguments.all);
+        print(&format!("{before}{text}\n"))?;
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+use super::*;
+use culvert_proto::message::Changes;
+use culvert_proto::sa::{Cipher, SaId, Spi, UdpEncapsulation};
+use culvert_proto::status::{PortStatus, WorkerStatus};
+
+fn sa(spi: u32, direction: Direction, sequence: u64, esn: bool) -> SaStatus {
+    SaStatus {
+        id: SaId {
+            direction,
+            spi: Spi::new(spi).unwrap(),
+            destination: "192.0.2.2".parse().unwrap(),
+        },
+        source: "192.0.2.1".parse().unwrap(),
+        cipher: Cipher::Aes256Gcm16,
+        esn,
+        encapsulation: None,
+        packets: 5,
+        bytes: 7_000,
+        sequence,
+        replay_window: 1024,
+    }
+}
+
+fn policy(host: u8, outbound: Option<u32>) -> PolicyStatus {
+    PolicyStatus {
+        local: "192.0.2.1".parse().unwrap(),
+        remote: format!("192.0.2.{host}").parse().unwrap(),
+        outbound: outbound.map(|spi| Spi::new(spi).unwrap()),
+        inbound: vec![Spi::new(0x2001).unwrap()],
+        protected_by: if outbound.is_some() { "culvert" } else { "none (dropping)" }.to_owned(),
+    }
+}
+
+fn datapath() -> DatapathStatus {
+    DatapathStatus {
+        program: "culvert-datapath 0.1.0".to_owned(),
+        pid: 12,
+        uptime_seconds: 75.0,
+        aead: "aws-lc-rs".to_owned(),
+        ports: vec![PortStatus {
+            role: "wire".to_owned(),
+            interface: "eth1".to_owned(),
+            xdp: "native".to_owned(),
+            af_xdp: "zero-copy".to_owned(),
+            queues: 4,
+            mtu: 1500,
+        }],
+        workers: vec![WorkerStatus {
+            id: 0,
+            core: Some(3),
+            cpu_seconds: 1.25,
+            from_host: 10,
+            from_wire: 20,
+            sealed: 9,
+            opened: 18,
+            sleeps: 4,
+        }],
+        sas: vec![sa(0x1001, Direction::Out, 99, true), sa(0x2001, Direction::In, 98, false)],
+        policies: vec![policy(2, Some(0x1001))],
+        drops: [("malformed".to_owned(), 3), ("replayed".to_owned(), 0)].into(),
+    }
+}
+
+fn keymgr() -> KeymgrStatus {
+    KeymgrStatus {
+        program: "culvert-keymgr 0.1.0".to_owned(),
+        pid: 11,
+        uptime_seconds: 80.0,
+        source: "/etc/culvert/keymgr.toml".to_owned(),
+        sas: 2,
+        policies: 1,
+        datapath_in_sync: true,
+        datapath_problem: None,
+        last_load: Changes::default(),
+        refused: None,
+    }
+}
+
+#[test]
+fn a_good_state_fits_on_a_screen() {
+    let report = Report::new(Ok(datapath()), Ok(keymgr()));
+    assert_eq!(report.problems, [""; 0]);
+    let text = view::text(&report, false);
+    for wanted in [
+        "culvert-datapath 0.1.0", "1 min 15 s", "in sync", "eth1", "zero-copy", "culvert", "0x00001001",
+        "aes256gcm16 esn", "7.0 kB", "1024", "malformed", "contradicting",
+    ] {
+        assert!(text.contains(wanted), "{wanted}:\n{text}");
+    }
+    assert!(!text.contains("replayed") && !text.contains("Problems"), "{text}");
+    assert!(text.is_ascii() && text.lines().count() < 24, "{text}");
+}
+
+#[test]
+fn one_daemon_is_enough() {
+    let report = Report::new(Err("culvert-datapath is not running".to_owned()), Ok(keymgr()));
+    let text = view::text(&report, false);
+    assert!(text.contains("down") && text.contains("culvert-datapath is not running"), "{text}");
+    assert!(text.contains("/etc/culvert/keymgr.toml"), "{text}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert!(json["datapath"].is_null() && json["keymgr"]["pid"] == 11);
+    assert_eq!(json["problems"].as_array().unwrap().len(), 1);
+
+    let report = Report::new(Ok(datapath()), Err("culvert-keymgr is not running".to_owned()));
+    let text = view::text(&report, false);
+    assert!(text.contains("eth1") && text.contains("no SA changes"), "{text}");
+    assert_eq!(serde_json::to_value(&report).unwrap()["datapath"]["sas"][0]["spi"], 0x1001);
+}
+
+#[test]
+fn what_is_not_well_is_said() {
+    let mut datapath = datapath();
+    datapath.policies = (2..40).map(|host| policy(host, Some(0x1001))).collect();
+    datapath.policies.push(policy(77, None));
+    datapath.sas = vec![
+        sa(0x1002, Direction::Out, u64::from(u32::MAX) - 9, false),
+        sa(0x1003, Direction::Out, u64::from(u32::MAX), true),
+        sa(0x1004, Direction::In, u64::from(u32::MAX), false),
+    ];
+    let mut keymgr = keymgr();
+    keymgr.datapath_in_sync = false;
+    keymgr.datapath_problem = Some("the datapath refused: no room".to_owned());
+    keymgr.refused = Some("x.toml:1: a\nx.toml:2: b".to_owned());
+    let report = Report::new(Ok(datapath), Ok(keymgr));
+    assert_eq!(report.problems.len(), 4, "{:?}", report.problems);
+    let text = view::text(&report, false);
+    for wanted in [
+        "no room", "x.toml:2: b", "192.0.2.77 is blocked", "0x00001002 out to 192.0.2.2 has 9 sequence",
+        "and 27 more policies", "NOT in sync",
+    ] {
+        assert!(text.contains(wanted), "{wanted}:\n{text}");
+    }
+    // What is blocked is on the screen although it came last.
+    assert!(text.contains("none (dropping)"), "{text}");
+    assert!(!view::text(&report, true).contains("more policies"));
+}
+
+#[test]
+fn encapsulation_shows_its_ports() {
+    let mut datapath = datapath();
+    datapath.sas[0].encapsulation = Some(UdpEncapsulation {
+        source_port: 4500,
+        destination_port: 4501,
+    });
+    let text = view::text(&Report::new(Ok(datapath), Ok(keymgr())), false);
+    assert!(text.contains("192.0.2.1:4500") && text.contains("192.0.2.2:4501"), "{text}");
+}

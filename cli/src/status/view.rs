@@ -1,0 +1,203 @@
+//! The report as a screen of text.
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+
+use culvert_packet::reason::DropReason;
+use culvert_proto::sa::{Direction, UdpEncapsulation};
+use culvert_proto::status::{DatapathStatus, KeymgrStatus, SaStatus};
+
+use super::{Report, is_protected};
+use crate::ask::{DATAPATH, KEYMGR};
+use crate::table::{Table, bytes, duration};
+
+/// Rows of policies and of SAs that a screen takes.
+const ROWS: usize = 12;
+
+pub(super) fn text(report: &Report, all: bool) -> String {
+    let mut parts = vec![daemons(report)];
+    if let Some(datapath) = &report.datapath {
+        parts.push(ports(datapath));
+        parts.push(workers(datapath));
+        parts.push(policies(datapath, all));
+        parts.push(sas(datapath, all));
+        parts.push(drops(datapath));
+    }
+    parts.push(problems(report));
+    parts.retain(|part| !part.is_empty());
+    parts.join("\n")
+}
+
+fn daemons(report: &Report) -> String {
+    let mut table = Table::new(&["DAEMON", ">PID", ">UP", ""]);
+    let mut row = |program: &str, daemon: Option<(u32, f64)>, note: String| {
+        let (pid, up) = daemon.map_or(("-".to_owned(), "down".to_owned()), |(pid, seconds)| {
+            (pid.to_string(), duration(seconds))
+        });
+        table.row([program.to_owned(), pid, up, note]);
+    };
+    match &report.datapath {
+        Some(status) => row(
+            &status.program,
+            Some((status.pid, status.uptime_seconds)),
+            format!("AEAD by {}", status.aead),
+        ),
+        None => row(DATAPATH, None, String::new()),
+    }
+    match &report.keymgr {
+        Some(status) => row(
+            &status.program,
+            Some((status.pid, status.uptime_seconds)),
+            keymgr(status),
+        ),
+        None => row(KEYMGR, None, String::new()),
+    }
+    table.text()
+}
+
+fn keymgr(status: &KeymgrStatus) -> String {
+    format!(
+        "{}: {} SAs, {} policies; datapath {}",
+        status.source,
+        status.sas,
+        status.policies,
+        if status.datapath_in_sync { "in sync" } else { "NOT in sync" }
+    )
+}
+
+fn ports(status: &DatapathStatus) -> String {
+    let mut table = Table::new(&["PORT", "INTERFACE", "XDP", "AF_XDP", ">QUEUES", ">MTU"]);
+    for port in &status.ports {
+        table.row([
+            port.role.clone(),
+            port.interface.clone(),
+            port.xdp.clone(),
+            port.af_xdp.clone(),
+            port.queues.to_string(),
+            port.mtu.to_string(),
+        ]);
+    }
+    table.text()
+}
+
+fn workers(status: &DatapathStatus) -> String {
+    let mut table = Table::new(&[
+        "WORKER", ">CORE", ">CPU s", ">FROM HOST", ">FROM WIRE", ">SEALED", ">OPENED", ">SLEEPS",
+    ]);
+    for worker in &status.workers {
+        table.row([
+            worker.id.to_string(),
+            worker.core.map_or("-".to_owned(), |core| core.to_string()),
+            format!("{:.1}", worker.cpu_seconds),
+            worker.from_host.to_string(),
+            worker.from_wire.to_string(),
+            worker.sealed.to_string(),
+            worker.opened.to_string(),
+            worker.sleeps.to_string(),
+        ]);
+    }
+    table.text()
+}
+
+fn policies(status: &DatapathStatus, all: bool) -> String {
+    if status.policies.is_empty() {
+        return "No policies: no Geneve is protected\n".to_owned();
+    }
+    let mut table = Table::new(&["GENEVE BETWEEN", "AND", "PROTECTED BY", "OUT", "IN"]);
+    // What is blocked first, so that it is on the screen.
+    let mut sorted: Vec<_> = status.policies.iter().collect();
+    sorted.sort_by_key(|policy| is_protected(policy));
+    let shown = if all { sorted.len() } else { ROWS };
+    for policy in sorted.iter().take(shown) {
+        let inbound: Vec<_> = policy.inbound.iter().map(ToString::to_string).collect();
+        let inbound = match &inbound[..] {
+            [] => "-".to_owned(),
+            list if list.len() > 3 && !all => format!("{} and {} more", list[0], list.len() - 1),
+            list => list.join(" "),
+        };
+        table.row([
+            policy.local.to_string(),
+            policy.remote.to_string(),
+            policy.protected_by.clone(),
+            policy.outbound.map_or("-".to_owned(), |spi| spi.to_string()),
+            inbound,
+        ]);
+    }
+    table.text() + &more(sorted.len(), shown, "policies")
+}
+
+fn sas(status: &DatapathStatus, all: bool) -> String {
+    let mut table = Table::new(&[
+        "SPI", "DIR", "FROM", "TO", "CIPHER", ">PACKETS", ">BYTES", ">SEQUENCE", ">WINDOW",
+    ]);
+    let shown = if all { status.sas.len() } else { ROWS };
+    for sa in status.sas.iter().take(shown) {
+        let (from, to) = ends(sa);
+        let window = match sa.id.direction {
+            Direction::In => sa.replay_window.to_string(),
+            Direction::Out => "-".to_owned(),
+        };
+        table.row([
+            sa.id.spi.to_string(),
+            sa.id.direction.to_string(),
+            from,
+            to,
+            format!("{}{}", sa.cipher, if sa.esn { " esn" } else { "" }),
+            sa.packets.to_string(),
+            bytes(sa.bytes),
+            sa.sequence.to_string(),
+            window,
+        ]);
+    }
+    table.text() + &more(status.sas.len(), shown, "SAs")
+}
+
+/// Both ends of an SA, with the ports if it is encapsulated in UDP.
+fn ends(sa: &SaStatus) -> (String, String) {
+    let end = |address: IpAddr, port: fn(&UdpEncapsulation) -> u16| match &sa.encapsulation {
+        Some(ports) => SocketAddr::new(address, port(ports)).to_string(),
+        None => address.to_string(),
+    };
+    (
+        end(sa.source, |ports| ports.source_port),
+        end(sa.id.destination, |ports| ports.destination_port),
+    )
+}
+
+fn more(all: usize, shown: usize, what: &str) -> String {
+    match all.saturating_sub(shown) {
+        0 => String::new(),
+        rest => format!("and {rest} more {what}; --all shows them\n"),
+    }
+}
+
+fn drops(status: &DatapathStatus) -> String {
+    let mut table = Table::new(&["DROPPED", ">PACKETS", "WHY"]);
+    let counted = |name: &str| status.drops.get(name).copied().filter(|count| *count > 0);
+    for reason in DropReason::ALL {
+        if let Some(count) = counted(reason.name()) {
+            table.row([reason.name().to_owned(), count.to_string(), reason.help().to_owned()]);
+        }
+    }
+    let text = table.text();
+    if text.is_empty() {
+        return "Dropped: nothing\n".to_owned();
+    }
+    text
+}
+
+fn problems(report: &Report) -> String {
+    if report.problems.is_empty() {
+        return String::new();
+    }
+    let mut text = "Problems\n".to_owned();
+    for (number, problem) in report.problems.iter().enumerate() {
+        if number == ROWS {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "  and {} more; --json has them", report.problems.len() - ROWS);
+            break;
+        }
+        let _ = writeln!(text, "  {}", problem.replace('\n', "\n    "));
+    }
+    text
+}
