@@ -1,18 +1,51 @@
 //! Compiles the eBPF programs for the bpf target, with a nightly toolchain, rust-src and bpf-linker.
+#![expect(unsafe_code, reason = "setting an environment variable")]
 
-use anyhow::Context;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
 use aya_build::{Package, Toolchain};
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     println!("cargo:rerun-if-env-changed=CULVERT_NIGHTLY");
     let nightly = std::env::var("CULVERT_NIGHTLY").unwrap_or_else(|_| "nightly".to_owned());
+    check_tools(&nightly).context("the eBPF programs cannot be built; run ./dev setup")?;
+    // SAFETY: this process has one thread.
+    unsafe {
+        // aya-build shows what cargo says as warnings: only what are ones shall be said.
+        std::env::set_var("CARGO_TERM_QUIET", "true");
+    }
     let programs = Package {
         name: "culvert-ebpf-programs",
         root_dir: concat!(env!("CARGO_MANIFEST_DIR"), "/programs"),
         ..Package::default()
     };
-    aya_build::build_ebpf([programs], Toolchain::Custom(&nightly)).context(
-        "the eBPF programs need a nightly toolchain with rust-src, and bpf-linker in the PATH: \
-         `./dev setup` installs them",
-    )
+    aya_build::build_ebpf([programs], Toolchain::Custom(&nightly))
+        .context("the eBPF programs cannot be built")
+}
+
+/// Names what is missing, before minutes are spent on finding out.
+fn check_tools(nightly: &str) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    ensure!(
+        std::env::split_paths(&path).any(|folder| folder.join("bpf-linker").is_file()),
+        "bpf-linker is not in the PATH"
+    );
+    let Ok(rustc) = Command::new("rustup")
+        .args(["run", nightly, "rustc", "--print", "sysroot"])
+        .output()
+    else {
+        // No rustup: aya-build tries the toolchain that is there.
+        return Ok(());
+    };
+    ensure!(rustc.status.success(), "rustup has no toolchain {nightly}");
+    let sysroot = String::from_utf8(rustc.stdout)?;
+    let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
+    ensure!(
+        source.exists(),
+        "the toolchain {nightly} has no rust-src: {} is missing",
+        source.display()
+    );
+    Ok(())
 }

@@ -67,8 +67,14 @@ fn explain(program: &str, error: &ChannelError) -> String {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
             ) =>
         {
+            let meanwhile = if program == DATAPATH {
+                "Geneve to and from the peers that it protected stays blocked meanwhile"
+            } else {
+                "what the datapath has goes on, but nothing of it changes meanwhile"
+            };
             format!(
-                "{program} is not running (nobody listens on {}); start it with \"systemctl start {program}\"",
+                "{program} is not running (nobody listens on {}); start it with \"systemctl start \
+                 {program}\"; {meanwhile}",
                 path.display()
             )
         }

@@ -1,6 +1,9 @@
-//! `culvert pcap`: the same core on capture files, so that anyone can check it with any tool.
+//! `culvert pcap`: the datapath's own worker on capture files, so that anyone can check it with any tool.
 
 use std::path::PathBuf;
+
+use culvert_datapath::offline::{self, Report};
+use culvert_esp::Backend;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -10,7 +13,8 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Task {
-    /// Geneve in, ESP out
+    /// Geneve in, ESP out. Use keys made for the purpose: the numbers start anew at every run, and what
+    /// is sealed twice under a live key gives it away
     Seal(Files),
     /// ESP in, Geneve out
     Open(Files),
@@ -21,20 +25,61 @@ struct Files {
     /// File of SAs and policies, as culvert-keymgr takes it
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Capture to read
+    /// Capture to read, pcap or pcapng
     #[arg(long = "in", value_name = "A.pcap")]
     input: PathBuf,
     /// Capture to write
     #[arg(long = "out", value_name = "B.pcap")]
     output: PathBuf,
+    /// Sequence number that the capture starts with; with ESN, all 64 bits of it
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    first_sequence: u64,
+    /// Implementation of the ciphers
+    #[arg(long, value_name = "NAME", value_parser = backend, default_value = Backend::default().name())]
+    aead: Backend,
     /// For programs: one JSON object on stdout
     #[arg(long)]
     json: bool,
 }
 
-/// To be joined with `culvert_datapath::offline::run` and `culvert_keymgr::config::load`.
+fn backend(name: &str) -> Result<Backend, String> {
+    Backend::from_name(name).ok_or_else(|| {
+        let names: Vec<_> = Backend::ALL.iter().map(|backend| backend.name()).collect();
+        format!("this build has {}", names.join(", "))
+    })
+}
+
+/// Runs it; true if no packet was dropped.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let (Task::Seal(files) | Task::Open(files)) = &arguments.task;
-    let _ = (&files.config, &files.input, &files.output, files.json);
-    anyhow::bail!("pcap: not in this build")
+    let (task, files) = match &arguments.task {
+        Task::Seal(files) => (offline::Task::Seal, files),
+        Task::Open(files) => (offline::Task::Open, files),
+    };
+    let config = culvert_keymgr::config::load(&files.config)?;
+    let options = offline::Options {
+        task,
+        backend: files.aead,
+        first_sequence: files.first_sequence,
+    };
+    let report = offline::run(
+        options,
+        config.sas,
+        config.policies,
+        &files.input,
+        &files.output,
+    )?;
+    if files.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        show(&report);
+    }
+    Ok(report.drops.is_empty())
+}
+
+fn show(report: &Report) {
+    println!("read     {:>10}", report.read);
+    println!("written  {:>10}", report.written);
+    for (reason, count) in &report.drops {
+        println!("dropped  {count:>10}  {}: {}", reason.name(), reason.help());
+    }
 }

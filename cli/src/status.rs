@@ -52,12 +52,10 @@ impl Report {
     ) -> Self {
         let mut problems = Vec::new();
         if let Err(text) = &datapath {
-            problems.push(format!(
-                "{text}. What it protected stays blocked, nothing goes in clear"
-            ));
+            problems.push(text.clone());
         }
         match &keymgr {
-            Err(text) => problems.push(format!("{text}. Until then no SA changes")),
+            Err(text) => problems.push(text.clone()),
             Ok(keymgr) => {
                 if datapath.is_ok() && !keymgr.datapath_in_sync {
                     problems.push(format!(

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use log::info;
+use log::{info, warn};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -41,15 +41,21 @@ pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
         mac.len() == 6,
         "{wire} has no Ethernet address: Culvert needs an Ethernet NIC"
     );
-    mtu = mtu.min(MAX_MTU);
+    if mtu > MAX_MTU {
+        warn!(
+            "{wire} has MTU {mtu}, but the host port takes packets up to {MAX_MTU} bytes: \
+             the Geneve device's MTU must be so low that they stay below"
+        );
+        mtu = MAX_MTU;
+    }
 
     if let Some(there) = netlink.get(outer)? {
         ensure!(
-            is_veth(&there),
-            "there is an interface {outer} that is no veth; set host_port to a free name"
+            is_veth(&there) && is_pair(&there, inner),
+            "there is an interface {outer} that is not Culvert's veth pair with {inner}; \
+             set host_port to a free name"
         );
-        let fits = if_nametoindex(inner).is_ok() && Nic::query(inner)?.queues == queues;
-        if !fits {
+        if Nic::query(inner)?.queues != queues {
             // The egress program drops what it would have redirected, until the new one is there.
             netlink.delete(outer)?;
         }
@@ -96,6 +102,12 @@ fn is_veth(link: &LinkMessage) -> bool {
         LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
         _ => false,
     })
+}
+
+/// Whether the other end of the veth pair `link` is `inner`.
+fn is_pair(link: &LinkMessage, inner: &str) -> bool {
+    if_nametoindex(inner)
+        .is_ok_and(|inner| link.attributes.contains(&LinkAttribute::Link(inner)))
 }
 
 /// Sets a sysctl of an interface. A kernel without IPv6 has none of those, and needs none.

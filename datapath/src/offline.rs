@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::Result;
 use culvert_esp::Backend;
 use culvert_packet::reason::DropReason;
 use culvert_proto::message::Update;
@@ -33,6 +32,17 @@ pub enum Task {
     Open,
 }
 
+/// How to do it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Seal or open.
+    pub task: Task,
+    /// Implementation of the ciphers.
+    pub backend: Backend,
+    /// What sequence numbers start at: what is sealed has them, what is opened is expected around there.
+    pub first_sequence: u64,
+}
+
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -41,23 +51,28 @@ pub struct Report {
     /// Packets written.
     pub written: u64,
     /// Packets dropped, by reason; only reasons that occurred.
-    pub drops: BTreeMap<&'static str, u64>,
+    #[serde(serialize_with = "by_name")]
+    pub drops: BTreeMap<DropReason, u64>,
 }
 
-/// Runs the packets of `input` through a worker with these SAs and policies, into `output`. Sequence numbers
-/// start at `first_sequence`: what is sealed has them, what is opened is expected around there.
+fn by_name<S: serde::Serializer>(
+    drops: &BTreeMap<DropReason, u64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(drops.iter().map(|(reason, count)| (reason.name(), count)))
+}
+
+/// Runs the packets of `input` through a worker with these SAs and policies, into `output`.
 ///
 /// # Errors
 /// An SA or policy that the datapath refuses; a capture that cannot be read or written.
 pub fn run(
-    task: Task,
+    options: Options,
     mut sas: Vec<SaSpec>,
     policies: Vec<PolicySpec>,
-    backend: Backend,
-    first_sequence: u64,
     input: &Path,
     output: &Path,
-) -> Result<Report> {
+) -> anyhow::Result<Report> {
     for sa in &mut sas {
         let words = match sa.id.direction {
             Direction::In => inbound::words(sa.replay_window),
@@ -74,8 +89,8 @@ pub fn run(
         add_policies: policies,
         ..Update::default()
     };
-    let before_first = first_sequence.saturating_sub(1);
-    let database = Database::new(backend).updated(update, |state| {
+    let before_first = options.first_sequence.saturating_sub(1);
+    let database = Database::new(options.backend).updated(update, |state| {
         let words = Words::on_heap(state.words as usize);
         const { assert!(inbound::HIGHEST == outbound::LEASED) };
         words[outbound::LEASED].store(before_first, Ordering::Relaxed);
@@ -87,7 +102,7 @@ pub fn run(
         PcapPort::reading(input, &clock)?,
         PcapPort::writing(output, &clock)?,
     );
-    let (wire, host) = match task {
+    let (wire, host) = match options.task {
         Task::Seal => (sink, source),
         Task::Open => (source, sink),
     };
@@ -101,7 +116,7 @@ pub fn run(
         written: 0,
         drops: DropReason::ALL
             .iter()
-            .map(|reason| (reason.name(), handle.counters().dropped(*reason)))
+            .map(|reason| (*reason, handle.counters().dropped(*reason)))
             .filter(|(_, count)| *count > 0)
             .collect(),
     };

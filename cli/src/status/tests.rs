@@ -103,7 +103,7 @@ fn one_daemon_is_enough() {
 
     let report = Report::new(Ok(datapath()), Err("culvert-keymgr is not running".to_owned()));
     let text = view::text(&report, false);
-    assert!(text.contains("eth1") && text.contains("no SA changes"), "{text}");
+    assert!(text.contains("eth1") && text.contains("culvert-keymgr is not running"), "{text}");
     assert_eq!(serde_json::to_value(&report).unwrap()["datapath"]["sas"][0]["spi"], 0x1001);
 }
 

@@ -1,13 +1,17 @@
 //! Attaching programs so that they outlive us. A link is pinned under a name that says what it is of:
 //! `PROGRAM-INTERFACEINDEX-MODE`.
+//!
+//! A pinned link is given up only when it holds nothing any more, or the program cannot be attached as the
+//! settings want while it is there: a start that fails leaves in force what was.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{SchedClassifier, TcAttachType, Xdp as XdpProgram, tc};
 use log::{info, warn};
@@ -15,13 +19,16 @@ use nix::net::if_::if_nametoindex;
 
 use crate::settings::Xdp;
 
+/// The programs, as their pins' names begin.
+const PROGRAMS: [&str; 3] = ["wire", "host", "egress"];
+
 const NATIVE: &str = "native";
 const GENERIC: &str = "generic";
 const TCX: &str = "tcx";
 
-/// Where the egress filter stands when the kernel has no tcx.
+/// Where the egress filter stands when the kernel has no tcx: before others, under a handle that is Culvert's.
 const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
+const HANDLE: TcHandle = TcHandle::new(0x6081, 1);
 
 /// Attaches an XDP program and pins its link. Returns the mode: `native` or `generic`.
 pub(super) fn xdp(
@@ -40,52 +47,71 @@ pub(super) fn xdp(
         .load()
         .with_context(|| format!("the kernel refuses the eBPF program {name}"))?;
 
-    drop_strangers(pins, name, index)?;
+    look_after_others(pins, name, index)?;
+    let mut former = None;
     for mode in [NATIVE, GENERIC] {
         let pin = pin_path(pins, name, index, mode);
         if !pin.exists() {
             continue;
         }
-        let wanted = choice == Xdp::Auto || (choice == Xdp::Native) == (mode == NATIVE);
-        match wanted.then(|| take_over_xdp(program, &pin)) {
-            Some(Ok(())) => {
-                info!("{interface}: XDP program {name} replaced in place, {mode} mode");
-                return Ok(mode);
-            }
-            // The interface was deleted and made again under the same number, or the mode is to change.
-            Some(Err(_)) | None => fs::remove_file(&pin)?,
+        if choice != Xdp::Auto && (choice == Xdp::Native) != (mode == NATIVE) {
+            // The kernel has one mode at a time: the old one must go before the new one can come.
+            info!("{interface}: XDP program {name} leaves {mode} mode, as the settings want");
+            fs::remove_file(&pin)?;
+            former = Some(mode);
+        } else if take_over(&pin, |link| {
+            program.attach_to_link(XdpLink::try_from(link)?)?;
+            Ok(())
+        })? {
+            info!("{interface}: XDP program {name} replaced in place, {mode} mode");
+            return Ok(mode);
         }
     }
 
     let modes: &[_] = match choice {
-        Xdp::Auto => &[(XdpMode::Driver, NATIVE), (XdpMode::Skb, GENERIC)],
-        Xdp::Native => &[(XdpMode::Driver, NATIVE)],
-        Xdp::Generic => &[(XdpMode::Skb, GENERIC)],
+        Xdp::Auto => &[NATIVE, GENERIC],
+        Xdp::Native => &[NATIVE],
+        Xdp::Generic => &[GENERIC],
     };
     let mut problem = anyhow!("no XDP mode");
-    for (mode, mode_name) in modes {
-        match program.attach(interface, *mode) {
-            Ok(id) => {
-                let link: FdLink = program.take_link(id)?.try_into()?;
-                pin_link(link, &pin_path(pins, name, index, mode_name))?;
-                info!("{interface}: XDP program {name} attached, {mode_name} mode");
-                return Ok(mode_name);
+    for &mode in modes {
+        match attach_xdp(program, interface, mode, &pin_path(pins, name, index, mode)) {
+            Ok(()) => {
+                info!("{interface}: XDP program {name} attached, {mode} mode");
+                return Ok(mode);
             }
-            Err(error) => problem = anyhow!(error),
+            Err(error) => {
+                info!("{interface}: no XDP in {mode} mode: {error:#}");
+                problem = error;
+            }
         }
     }
-    Err(problem).with_context(|| {
-        format!(
-            "XDP cannot be attached to {interface}; `ip -d link show {interface}` says whether another \
-             program is there"
-        )
-    })
+    if let Some(mode) = former {
+        attach_xdp(program, interface, mode, &pin_path(pins, name, index, mode))
+            .with_context(|| format!("{interface} is without XDP program {name}"))?;
+    }
+    Err(problem).with_context(|| format!("XDP cannot be attached to {interface}"))
 }
 
-fn take_over_xdp(program: &mut XdpProgram, pin: &Path) -> Result<()> {
-    let link = FdLink::from(PinnedLink::from_pin(pin)?);
-    program.attach_to_link(XdpLink::try_from(link)?)?;
-    Ok(())
+fn attach_xdp(
+    program: &mut XdpProgram,
+    interface: &str,
+    mode: &'static str,
+    pin: &Path,
+) -> Result<()> {
+    let flags = if mode == NATIVE { XdpMode::Driver } else { XdpMode::Skb };
+    let id = program.attach(interface, flags).map_err(|error| {
+        let error = anyhow!(error);
+        match errno(&error) {
+            // One of the same mode, or of the other one.
+            Some(libc::EBUSY | libc::EEXIST) => error.context(format!(
+                "another XDP program is attached to {interface}, see `ip -d link show {interface}`; \
+                 `ip link set dev {interface} xdp off` removes it, unless it is held by a link"
+            )),
+            _ => error,
+        }
+    })?;
+    pin_link(program.take_link(id)?.try_into()?, pin)
 }
 
 /// Attaches the egress program: by tcx if the kernel has it (Linux 6.6), else by clsact.
@@ -100,40 +126,35 @@ pub(super) fn egress(programs: &mut Ebpf, interface: &str, pins: &Path) -> Resul
         .load()
         .with_context(|| format!("the kernel refuses the eBPF program {name}"))?;
 
-    drop_strangers(pins, name, index)?;
+    look_after_others(pins, name, index)?;
     let pin = pin_path(pins, name, index, TCX);
-    if pin.exists() {
-        let link = FdLink::from(PinnedLink::from_pin(&pin)?);
-        let replaced = SchedClassifierLink::try_from(link)
-            .map_err(anyhow::Error::from)
-            .and_then(|link| Ok(program.attach_to_link(link)?));
-        match replaced {
-            Ok(_) => {
-                info!("{interface}: tc program {name} replaced in place");
-                return Ok(());
-            }
-            Err(_) => fs::remove_file(&pin)?,
-        }
-    }
-    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-    if let Ok(id) = program.attach_with_options(interface, TcAttachType::Egress, order) {
-        let link: FdLink = program.take_link(id)?.try_into()?;
-        pin_link(link, &pin)?;
-        info!("{interface}: tc program {name} attached by tcx");
+    if pin.exists()
+        && take_over(&pin, |link| {
+            program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+            Ok(())
+        })?
+    {
+        info!("{interface}: tc program {name} replaced in place");
         return Ok(());
     }
-    egress_by_clsact(program, interface)
+    // First, so that no other program lets a packet go before this one has seen it.
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    match program.attach_with_options(interface, TcAttachType::Egress, order) {
+        Ok(id) => {
+            pin_link(program.take_link(id)?.try_into()?, &pin)?;
+            info!("{interface}: tc program {name} attached by tcx");
+            Ok(())
+        }
+        Err(error) => {
+            info!("{interface}: no tcx, clsact instead: {:#}", anyhow!(error));
+            egress_by_clsact(program, interface)
+        }
+    }
 }
 
 /// A clsact filter stays by itself: nothing to pin. An older one of ours is replaced in place.
 fn egress_by_clsact(program: &mut SchedClassifier, interface: &str) -> Result<()> {
-    let there = SchedClassifierLink::attached(
-        interface,
-        TcAttachType::Egress,
-        PRIORITY,
-        HANDLE,
-        None,
-    )?;
+    let there = clsact_filter(interface)?;
     let id = if let Ok(id) = program.attach_to_link(there) {
         id
     } else {
@@ -154,15 +175,43 @@ fn egress_by_clsact(program: &mut SchedClassifier, interface: &str) -> Result<()
     Ok(())
 }
 
+fn clsact_filter(interface: &str) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, TcAttachType::Egress, PRIORITY, HANDLE, None)
+}
+
 /// Unpins every link, and so detaches the programs.
 pub(super) fn remove(pins: &Path, wire: &str) -> Result<()> {
-    for pin in list(pins)? {
-        fs::remove_file(&pin).with_context(|| pin.display().to_string())?;
+    for program in PROGRAMS {
+        for (pin, _) in list(pins, program)? {
+            fs::remove_file(&pin).with_context(|| pin.display().to_string())?;
+        }
     }
-    match tc::qdisc_detach_program(wire, TcAttachType::Egress, "egress") {
-        Ok(()) | Err(TcError::IoError(_) | TcError::NetlinkError(_)) => Ok(()),
-        Err(error) => bail!("filter on the egress of {wire}: {error}"),
+    // Dropping it detaches the filter, if there is one; no interface, no filter.
+    drop(clsact_filter(wire));
+    Ok(())
+}
+
+/// Puts a program on a pinned link, by `update`. Says whether it did; if the interface of the link is gone,
+/// it did not, and the pin is gone, too.
+fn take_over(pin: &Path, update: impl FnOnce(FdLink) -> Result<()>) -> Result<bool> {
+    let link = FdLink::from(PinnedLink::from_pin(pin).with_context(|| pin.display().to_string())?);
+    match update(link) {
+        Ok(()) => Ok(true),
+        Err(error) if errno(&error) == Some(libc::ENOLINK) => {
+            fs::remove_file(pin)?;
+            Ok(false)
+        }
+        Err(error) => Err(error.context(format!(
+            "the program that {} holds cannot be replaced, and stays in force",
+            pin.display()
+        ))),
     }
+}
+
+fn errno(error: &anyhow::Error) -> Option<i32> {
+    error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
 }
 
 fn pin_link(link: FdLink, path: &Path) -> Result<()> {
@@ -175,38 +224,45 @@ fn pin_path(pins: &Path, program: &str, index: u32, mode: &str) -> PathBuf {
     pins.join(format!("{program}-{index}-{mode}"))
 }
 
-/// Looks after pins of a program on other interfaces than the one with `index`. Those of the host port are of an
-/// interface that is gone; those of the NIC protect until they are removed on purpose.
-fn drop_strangers(pins: &Path, program: &str, index: u32) -> Result<()> {
-    for pin in list(pins)? {
-        let name = pin.file_name().unwrap_or_default().to_string_lossy();
-        let mut parts = name.split('-');
-        if parts.next() != Some(program) || parts.next() == Some(index.to_string().as_str()) {
+/// Looks after pins of a program on other interfaces than the one with `index`: those of interfaces that are gone
+/// are removed; those of an earlier NIC protect until they are removed on purpose.
+fn look_after_others(pins: &Path, program: &str, index: u32) -> Result<()> {
+    for (pin, other) in list(pins, program)? {
+        if other == index {
             continue;
         }
-        if program == "host" {
-            fs::remove_file(&pin)?;
-        } else {
+        if interface_exists(other) {
             warn!(
-                "{} is of another interface than the NIC that is set now, and goes on protecting it; \
+                "{} is of another interface than the one that is set now, and goes on protecting it; \
                  remove the file if it should not",
                 pin.display()
             );
+        } else {
+            fs::remove_file(&pin).with_context(|| pin.display().to_string())?;
         }
     }
     Ok(())
 }
 
-/// The pinned links.
-fn list(pins: &Path) -> Result<Vec<PathBuf>> {
+fn interface_exists(index: u32) -> bool {
+    nix::net::if_::if_indextoname(index).is_ok()
+}
+
+/// The pinned links of a program, each with the index of its interface.
+fn list(pins: &Path, program: &str) -> Result<Vec<(PathBuf, u32)>> {
     if !pins.exists() {
         return Ok(Vec::new());
     }
     let mut list = Vec::new();
     for entry in fs::read_dir(pins).with_context(|| pins.display().to_string())? {
-        let entry = entry?;
-        if !entry.file_type()?.is_dir() {
-            list.push(entry.path());
+        let pin = entry?.path();
+        let name = pin.file_name().unwrap_or_default().to_string_lossy();
+        let mut parts = name.split('-');
+        if parts.next() != Some(program) {
+            continue;
+        }
+        if let Some(index) = parts.next().and_then(|index| index.parse().ok()) {
+            list.push((pin.clone(), index));
         }
     }
     Ok(list)

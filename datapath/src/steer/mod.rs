@@ -5,6 +5,7 @@
 //! not be in clear. A start replaces pinned programs in place: at no moment is there none.
 
 mod attach;
+mod pinned;
 
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -72,16 +73,11 @@ impl Steering {
         make_bpffs(&config.pins)?;
         let maps = config.maps();
         std::fs::create_dir_all(&maps).with_context(|| format!("cannot make {}", maps.display()))?;
+        pinned::prepare(culvert_ebpf::STEER, &maps)?;
         let mut programs = EbpfLoader::new()
             .default_map_pin_directory(&maps)
             .load(culvert_ebpf::STEER)
-            .with_context(|| {
-                format!(
-                    "eBPF maps in {}; if another release made them, `culvert-datapath --remove` \
-                     clears them, and Geneve is in clear until it is started again",
-                    maps.display()
-                )
-            })?;
+            .with_context(|| format!("cannot make the eBPF maps in {}", maps.display()))?;
 
         // Where egress sends to, before egress runs.
         let mut settings: Array<_, Settings> = take(&mut programs, "SETTINGS")?;
@@ -110,11 +106,9 @@ impl Steering {
     /// A pin cannot be removed.
     pub fn remove(config: &SteeringConfig) -> Result<()> {
         attach::remove(&config.pins, &config.wire)?;
-        let maps = config.maps();
-        if maps.exists() {
-            // A bpffs has files and folders only.
-            std::fs::remove_dir_all(&maps).with_context(|| maps.display().to_string())?;
-        }
+        pinned::remove(culvert_ebpf::STEER, &config.maps())?;
+        // It stays if it is a mount point, or has something else in it.
+        let _ = std::fs::remove_dir(&config.pins);
         Ok(())
     }
 

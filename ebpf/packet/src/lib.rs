@@ -2,7 +2,7 @@
 //! reasons ([`reason`]) and the types of the maps between them ([`maps`]).
 //!
 //! `no_std`, no allocation: compiled for the bpf target and for the host, tested on the host.
-#![cfg_attr(not(feature = "user"), no_std)]
+#![cfg_attr(not(any(feature = "user", test)), no_std)]
 
 pub mod headers;
 pub mod maps;

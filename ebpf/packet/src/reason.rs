@@ -80,6 +80,16 @@ mod tests {
     use super::DropReason;
 
     #[test]
+    fn the_documentation_has_the_same_table() {
+        let page = include_str!("../../../docs/drops.md");
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        let wanted = DropReason::ALL
+            .iter()
+            .map(|reason| format!("| `{}` | {} |", reason.name(), reason.help()));
+        assert_eq!(rows, wanted.collect::<Vec<_>>());
+    }
+
+    #[test]
     fn the_table_is_consistent() {
         for (index, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(reason.index(), index);
