@@ -106,11 +106,11 @@ fn unprotected(policy: &PolicyStatus) -> Option<String> {
 fn running_out(sa: &SaStatus) -> Option<String> {
     let last = if sa.esn { u64::MAX } else { u64::from(u32::MAX) };
     let warn_from = last - last / 8;
-    (sa.id.direction == Direction::Out && sa.sequence >= warn_from).then(|| {
+    (sa.direction == Direction::Out && sa.sequence >= warn_from).then(|| {
         format!(
-            "{} has {} sequence numbers left, then it stops: give it a new key on both hosts, with esn = \
-             true",
-            sa.id,
+            "SA {} out has {} sequence numbers left, then it stops: give it a new key on both hosts, with \
+             esn = true",
+            sa.spi,
             last - sa.sequence.min(last)
         )
     })

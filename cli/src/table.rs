@@ -47,7 +47,7 @@ impl Table {
             .enumerate()
             .map(|(at, (title, _))| {
                 let cells = self.rows.iter().filter_map(|row| row.get(at));
-                cells.map(|cell| cell.len()).max().unwrap_or(0).max(title.len())
+                cells.map(String::len).max().unwrap_or(0).max(title.len())
             })
             .collect();
         let titles: Vec<&str> = self.columns.iter().map(|(title, _)| *title).collect();

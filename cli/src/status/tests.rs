@@ -1,16 +1,14 @@
 use super::*;
 use culvert_proto::message::Changes;
-use culvert_proto::sa::{Cipher, SaId, Spi, UdpEncapsulation};
+use culvert_proto::sa::{Cipher, Spi, UdpEncapsulation};
 use culvert_proto::status::{PortStatus, WorkerStatus};
 
 fn sa(spi: u32, direction: Direction, sequence: u64, esn: bool) -> SaStatus {
     SaStatus {
-        id: SaId {
-            direction,
-            spi: Spi::new(spi).unwrap(),
-            destination: "192.0.2.2".parse().unwrap(),
-        },
+        direction,
+        spi: Spi::new(spi).unwrap(),
         source: "192.0.2.1".parse().unwrap(),
+        destination: "192.0.2.2".parse().unwrap(),
         cipher: Cipher::Aes256Gcm16,
         esn,
         encapsulation: None,

@@ -133,13 +133,13 @@ fn sas(status: &DatapathStatus, all: bool) -> String {
     let shown = if all { status.sas.len() } else { ROWS };
     for sa in status.sas.iter().take(shown) {
         let (from, to) = ends(sa);
-        let window = match sa.id.direction {
+        let window = match sa.direction {
             Direction::In => sa.replay_window.to_string(),
             Direction::Out => "-".to_owned(),
         };
         table.row([
-            sa.id.spi.to_string(),
-            sa.id.direction.to_string(),
+            sa.spi.to_string(),
+            sa.direction.to_string(),
             from,
             to,
             format!("{}{}", sa.cipher, if sa.esn { " esn" } else { "" }),
@@ -160,7 +160,7 @@ fn ends(sa: &SaStatus) -> (String, String) {
     };
     (
         end(sa.source, |ports| ports.source_port),
-        end(sa.id.destination, |ports| ports.destination_port),
+        end(sa.destination, |ports| ports.destination_port),
     )
 }
 

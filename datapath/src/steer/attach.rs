@@ -15,7 +15,7 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandl
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{SchedClassifier, TcAttachType, Xdp as XdpProgram, tc};
 use log::{info, warn};
-use nix::net::if_::if_nametoindex;
+use nix::net::if_::{if_nameindex, if_nametoindex};
 
 use crate::settings::Xdp;
 
@@ -227,11 +227,12 @@ fn pin_path(pins: &Path, program: &str, index: u32, mode: &str) -> PathBuf {
 /// Looks after pins of a program on other interfaces than the one with `index`: those of interfaces that are gone
 /// are removed; those of an earlier NIC protect until they are removed on purpose.
 fn look_after_others(pins: &Path, program: &str, index: u32) -> Result<()> {
+    let interfaces = if_nameindex()?;
     for (pin, other) in list(pins, program)? {
         if other == index {
             continue;
         }
-        if interface_exists(other) {
+        if interfaces.iter().any(|interface| interface.index() == other) {
             warn!(
                 "{} is of another interface than the one that is set now, and goes on protecting it; \
                  remove the file if it should not",
@@ -242,10 +243,6 @@ fn look_after_others(pins: &Path, program: &str, index: u32) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn interface_exists(index: u32) -> bool {
-    nix::net::if_::if_indextoname(index).is_ok()
 }
 
 /// The pinned links of a program, each with the index of its interface.

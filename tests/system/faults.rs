@@ -1,0 +1,143 @@
+//! Whatever dies: nothing in clear, no sequence number twice, traffic flows again.
+
+use std::collections::HashSet;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use culvert_packet::headers::{self, Kind};
+use culvert_tests::lab::{Lab, Plan};
+use culvert_tests::load;
+use culvert_tests::netns::wait_for;
+use culvert_tests::wire::{Capture, take_counts};
+
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[
+    ("datapath_killed_under_load", datapath_killed_under_load),
+    ("key_manager_killed_under_load", key_manager_killed_under_load),
+    ("everything_dead_nothing_in_clear", everything_dead_nothing_in_clear),
+];
+
+/// Every (SPI, extended sequence number) of the captured ESP packets, each of which may be there once; the
+/// explicit IV is the extended sequence number. Fails for Geneve in clear.
+fn check_capture(packets: &[Vec<u8>]) -> Result<usize> {
+    let mut seen = HashSet::new();
+    for packet in packets {
+        let Ok(headers) = headers::walk(&packet[..]) else {
+            continue;
+        };
+        match headers::classify(&packet[..], &headers) {
+            Kind::Esp(spi) => {
+                let at = headers.transport;
+                let numbers: [u8; 12] = packet[at + 4..at + 16].try_into()?;
+                ensure!(numbers[..4] == numbers[8..], "the IV is the sequence number");
+                ensure!(seen.insert((spi, numbers)), "SPI {spi:#x} sequence {numbers:?} twice");
+            }
+            Kind::Geneve => anyhow::bail!("Geneve in clear: {packet:02x?}"),
+            _ => {}
+        }
+    }
+    Ok(seen.len())
+}
+
+/// Kills by `fault` and starts again by `repair` in the middle of iperf3, and checks what the issue asks.
+fn under_load(
+    fault: impl FnOnce(&mut Lab) -> Result<()>,
+    repair: impl FnOnce(&mut Lab) -> Result<()>,
+) -> Result<()> {
+    let plan = Plan::default();
+    let mut lab = Lab::new(plan)?;
+    lab.start_culvert(plan)?;
+    take_counts(&lab.underlay)?;
+    let captures = ["a0", "b0"].map(|port| Capture::start(&lab.home, &lab.underlay, port, 96));
+
+    let mut server = load::serve(&lab)?;
+    let client = load::client(&lab, 7)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let opened = |lab: &Lab| -> Result<u64> {
+        Ok(lab.sides[1].datapath_status()?.workers.iter().map(|worker| worker.opened).sum())
+    };
+    std::thread::sleep(Duration::from_secs(2));
+    fault(&mut lab)?;
+    std::thread::sleep(Duration::from_millis(300));
+    repair(&mut lab)?;
+    let restarted = Instant::now();
+    let before = opened(&lab)?;
+    wait_for("the stream to go on", Duration::from_secs(5), || {
+        opened(&lab).is_ok_and(|now| now > before + 1000)
+    })?;
+    let pause = restarted.elapsed();
+    ensure!(pause < Duration::from_secs(1), "the stream went on only after {pause:?}");
+
+    let output = client.wait_with_output()?;
+    server.wait()?;
+    let throughput = load::parse(&String::from_utf8_lossy(&output.stdout))?;
+    ensure!(throughput.seconds > 6.0 && throughput.gbit_per_s > 0.0, "{throughput:?}");
+    let counts = take_counts(&lab.underlay)?;
+    ensure!(counts.plaintext_geneve.packets == 0, "{counts:?}");
+    let mut total = 0;
+    for capture in captures {
+        total += check_capture(&capture?.finish()?)?;
+    }
+    ensure!(total as u64 == counts.esp.packets, "{total} captured, {counts:?} counted");
+    ensure!(total > 10_000, "only {total} packets");
+    Ok(())
+}
+
+fn datapath_killed_under_load() -> Result<()> {
+    under_load(
+        |lab| lab.kill_datapath(0),
+        |lab| {
+            lab.start_datapath(0)?;
+            lab.wait_for_protection(0)
+        },
+    )
+}
+
+fn key_manager_killed_under_load() -> Result<()> {
+    under_load(
+        |lab| lab.kill_keymgr(0),
+        |lab| {
+            lab.start_keymgr(0)?;
+            lab.wait_for_protection(0)
+        },
+    )
+}
+
+fn everything_dead_nothing_in_clear() -> Result<()> {
+    let plan = Plan::default();
+    let mut lab = Lab::new(plan)?;
+    lab.start_culvert(plan)?;
+    ensure!(load::ping(&lab, 10)?.received == 10);
+    for side in 0..2 {
+        lab.kill_datapath(side)?;
+        lab.kill_keymgr(side)?;
+    }
+    take_counts(&lab.underlay)?;
+    let ping = load::ping(&lab, 20)?;
+    ensure!(ping.received == 0, "plaintext went through: {ping:?}");
+    let counts = take_counts(&lab.underlay)?;
+    ensure!(
+        counts.plaintext_geneve.packets == 0 && counts.esp.packets == 0,
+        "{counts:?}"
+    );
+    // The datapath alone, before any key manager: still nothing.
+    for side in 0..2 {
+        lab.start_datapath(side)?;
+    }
+    ensure!(load::ping(&lab, 10)?.received == 0);
+    ensure!(take_counts(&lab.underlay)?.plaintext_geneve.packets == 0);
+    for side in 0..2 {
+        lab.start_keymgr(side)?;
+    }
+    for side in 0..2 {
+        lab.wait_for_protection(side)?;
+    }
+    let ping = load::ping(&lab, 10)?;
+    ensure!(ping.received == 10, "traffic does not flow again: {ping:?}");
+    let sequence = lab.sides[0].datapath_status()?;
+    let out = sequence.sas.iter().find(|sa| sa.replay_window == 0).context("an SA")?;
+    ensure!(out.sequence >= 20, "the sequence began anew: {}", out.sequence);
+    Ok(())
+}

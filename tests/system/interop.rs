@@ -1,0 +1,107 @@
+//! scapy as the other implementation of ESP: see `tests/interop`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use culvert_proto::sa::Cipher;
+use culvert_tests::lab::{Lab, Plan, SPIS, TUNNEL, program};
+use culvert_tests::netns::run;
+use culvert_tests::load;
+use culvert_tests::wire::Capture;
+
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[
+    ("scapy_agrees_on_captures", scapy_agrees_on_captures),
+    ("scapy_agrees_on_the_wire", scapy_agrees_on_the_wire),
+];
+
+/// The Python that has scapy.
+pub(crate) fn python() -> PathBuf {
+    std::env::var_os("CULVERT_PYTHON").map_or_else(|| "python3".into(), PathBuf::from)
+}
+
+fn script(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "interop", name].iter().collect()
+}
+
+fn scapy_agrees_on_captures() -> Result<()> {
+    let seed = std::env::var("CULVERT_SEED").unwrap_or_else(|_| std::process::id().to_string());
+    let output = run(Command::new(python())
+        .arg(script("captures.py"))
+        .arg(program("culvert")?)
+        .arg(&seed))
+    .with_context(|| format!("CULVERT_SEED={seed}"))?;
+    print!("{output}");
+    Ok(())
+}
+
+/// The key of an SA, from the file that the lab has made.
+fn key(lab: &Lab, spi: u32) -> Result<String> {
+    let text = std::fs::read_to_string(lab.sides[0].folder.join("keymgr.toml"))?;
+    let (_, rest) = text.split_once(&format!("spi = {spi:#x}")).context("an SA")?;
+    let (_, rest) = rest.split_once("key = \"").context("a key")?;
+    Ok(rest.split('"').next().context("a key")?.to_owned())
+}
+
+fn scapy_agrees_on_the_wire() -> Result<()> {
+    for cipher in Cipher::ALL {
+        for (esn, ipv6) in [(false, false), (true, false), (false, true), (true, true)] {
+            let plan = Plan { ipv6, cipher, esn, keep: false };
+            on_the_wire(plan).with_context(|| format!("{plan:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn on_the_wire(plan: Plan) -> Result<()> {
+    let mut lab = Lab::new(plan)?;
+    lab.start_culvert(plan)?;
+    let (cipher, esn) = (plan.cipher.name(), if plan.esn { "1" } else { "0" });
+
+    // What a's tunnel device sent is what scapy gets out of the frame on the wire.
+    let inner = Capture::start(&lab.home, &lab.sides[0].namespace, TUNNEL, 2000);
+    let sealed = Capture::start(&lab.home, &lab.underlay, "a0", 2000)?;
+    ensure!(load::ping(&lab, 5)?.received == 5);
+    drop(inner);
+    let file = sealed.file().to_owned();
+    ensure!(sealed.finish()?.len() >= 5);
+    run(Command::new(python())
+        .arg(script("wire.py"))
+        .args(["decrypt", cipher, esn, &SPIS[0].to_string(), &key(&lab, SPIS[0])?])
+        .arg(file))?;
+
+    // What scapy seals arrives behind b's tunnel device, once.
+    let b = &lab.sides[1];
+    let [outer_a, outer_b] = [lab.sides[0].outer, b.outer].map(|address| address.to_string());
+    let receiver = b
+        .namespace
+        .command("python3")
+        .arg("-c")
+        .arg(format!(
+            "import socket\n\
+             s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+             s.bind(('{}', 9999)); s.settimeout(10)\n\
+             print('ready', flush=True)\n\
+             print(s.recv(2000).decode(), flush=True)\n\
+             s.settimeout(0.5)\n\
+             try: print('again', s.recv(2000))\n\
+             except TimeoutError: print('once')\n",
+            b.inner
+        ))
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    run(lab
+        .underlay
+        .command(python())
+        .arg(script("wire.py"))
+        .args(["inject", cipher, esn, &SPIS[0].to_string(), &key(&lab, SPIS[0])?])
+        .args([outer_a.as_str(), outer_b.as_str(), "b0"]))?;
+    let output = receiver.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(text.contains("sealed by scapy\nonce"), "b received: {text}");
+    let status = lab.sides[1].datapath_status()?;
+    ensure!(status.drops["replayed"] == 1, "sent twice: {:?}", status.drops);
+    ensure!(status.drops["authentication_failed"] == 1, "one forged: {:?}", status.drops);
+    Ok(())
+}
