@@ -1,14 +1,13 @@
 //! Asking the daemons.
 
+use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use culvert_proto::channel::{Channel, ChannelError};
-use culvert_proto::message::{
-    Changes, DatapathReply, DatapathRequest, KeymgrReply, KeymgrRequest,
-};
+use culvert_proto::message::{Changes, DatapathReply, DatapathRequest, KeymgrReply, KeymgrRequest};
 use culvert_proto::status::{DatapathStatus, KeymgrStatus};
-use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
+use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET, RUN_DIRECTORY};
 
 /// Name and release, as greetings have it.
 const PROGRAM: &str = concat!("culvert ", env!("CARGO_PKG_VERSION"));
@@ -17,8 +16,48 @@ const PROGRAM: &str = concat!("culvert ", env!("CARGO_PKG_VERSION"));
 pub(crate) const DATAPATH: &str = "culvert-datapath";
 pub(crate) const KEYMGR: &str = "culvert-keymgr";
 
-/// State of the datapath, or a text that says what is wrong and what to do.
-pub(crate) fn datapath_status(run: &Path) -> Result<DatapathStatus, String> {
+/// Why a daemon did not answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Trouble {
+    /// It does not run.
+    Down {
+        /// Which.
+        program: &'static str,
+        /// Its socket, on which nobody listens.
+        socket: PathBuf,
+        /// The command that starts it.
+        start: String,
+    },
+    /// It runs, or we may not know; the text says which daemon and what to do.
+    Other(String),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Down {
+                program,
+                socket,
+                start,
+            } => {
+                let meanwhile = if *program == DATAPATH {
+                    "Geneve to and from the peers that it protected stays blocked meanwhile"
+                } else {
+                    "what the datapath has goes on, but nothing of it changes meanwhile"
+                };
+                write!(
+                    f,
+                    "{program} is not running (nobody listens on {}); start it with: {start}; {meanwhile}",
+                    socket.display()
+                )
+            }
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+/// State of the datapath.
+pub(crate) fn datapath_status(run: &Path) -> Result<DatapathStatus, Trouble> {
     let ask = || {
         let mut channel = Channel::connect(&run.join(DATAPATH_SOCKET), DATAPATH)?;
         channel.greet::<DatapathRequest, DatapathReply>(PROGRAM)?;
@@ -28,37 +67,39 @@ pub(crate) fn datapath_status(run: &Path) -> Result<DatapathStatus, String> {
             _ => Err(ChannelError::Unexpected),
         }
     };
-    ask().map_err(|error| explain(DATAPATH, &error))
+    ask().map_err(|error| explain(DATAPATH, run, error))
 }
 
-/// State of the key manager, or a text that says what is wrong and what to do.
-pub(crate) fn keymgr_status(run: &Path) -> Result<KeymgrStatus, String> {
+/// State of the key manager.
+pub(crate) fn keymgr_status(run: &Path) -> Result<KeymgrStatus, Trouble> {
     match ask_keymgr(run, &KeymgrRequest::Status)? {
         KeymgrReply::Status(status) => Ok(*status),
-        _ => Err(explain(KEYMGR, &ChannelError::Unexpected)),
+        _ => Err(explain(KEYMGR, run, ChannelError::Unexpected)),
     }
 }
 
-/// Lets the key manager reload; a text says why it did not.
-pub(crate) fn reload(run: &Path) -> Result<Changes, String> {
+/// Lets the key manager reload.
+pub(crate) fn reload(run: &Path) -> Result<Changes, Trouble> {
     match ask_keymgr(run, &KeymgrRequest::Reload)? {
         KeymgrReply::Reloaded(changes) => Ok(changes),
-        KeymgrReply::Refused(text) => Err(format!("refused, what ran goes on:\n{text}")),
-        _ => Err(explain(KEYMGR, &ChannelError::Unexpected)),
+        KeymgrReply::Refused(text) => Err(Trouble::Other(format!(
+            "refused, what ran goes on:\n{text}"
+        ))),
+        _ => Err(explain(KEYMGR, run, ChannelError::Unexpected)),
     }
 }
 
-fn ask_keymgr(run: &Path, request: &KeymgrRequest) -> Result<KeymgrReply, String> {
+fn ask_keymgr(run: &Path, request: &KeymgrRequest) -> Result<KeymgrReply, Trouble> {
     let ask = || {
         let mut channel = Channel::connect(&run.join(KEYMGR_SOCKET), KEYMGR)?;
         channel.greet::<KeymgrRequest, KeymgrReply>(PROGRAM)?;
         channel.send(request)?;
         channel.answer()
     };
-    ask().map_err(|error: ChannelError| explain(KEYMGR, &error))
+    ask().map_err(|error| explain(KEYMGR, run, error))
 }
 
-fn explain(program: &str, error: &ChannelError) -> String {
+fn explain(program: &'static str, run: &Path, error: ChannelError) -> Trouble {
     match error {
         // No socket, or one that a dead process left.
         ChannelError::Absent { path, source, .. }
@@ -67,18 +108,18 @@ fn explain(program: &str, error: &ChannelError) -> String {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
             ) =>
         {
-            let meanwhile = if program == DATAPATH {
-                "Geneve to and from the peers that it protected stays blocked meanwhile"
-            } else {
-                "what the datapath has goes on, but nothing of it changes meanwhile"
-            };
-            format!(
-                "{program} is not running (nobody listens on {}); start it with \"systemctl start \
-                 {program}\"; {meanwhile}",
-                path.display()
-            )
+            Trouble::Down {
+                program,
+                socket: path,
+                // The service uses the default directory.
+                start: if run == Path::new(RUN_DIRECTORY) {
+                    format!("systemctl start {program}")
+                } else {
+                    format!("{program} --run-dir {}", run.display())
+                },
+            }
         }
-        error => format!("{program}: {error}"),
+        error => Trouble::Other(format!("{program}: {error}")),
     }
 }
 
@@ -90,12 +131,28 @@ mod tests {
     #[test]
     fn who_is_down_is_named_with_the_command_that_starts_it() {
         let run = tempfile::tempdir().unwrap();
-        let error = datapath_status(run.path()).unwrap_err();
+        let error = datapath_status(run.path()).unwrap_err().to_string();
         assert!(error.contains("culvert-datapath is not running"), "{error}");
-        assert!(error.contains("systemctl start culvert-datapath"), "{error}");
+        let start = format!("culvert-datapath --run-dir {}", run.path().display());
+        assert!(error.contains(&start), "{error}");
+        let service = explain(
+            DATAPATH,
+            Path::new(RUN_DIRECTORY),
+            ChannelError::Absent {
+                path: "x".into(),
+                program: DATAPATH,
+                source: io::ErrorKind::NotFound.into(),
+            },
+        );
+        assert!(
+            service
+                .to_string()
+                .contains("systemctl start culvert-datapath"),
+            "{service}"
+        );
         // A dead one's socket is still there.
         drop(std::os::unix::net::UnixListener::bind(run.path().join(KEYMGR_SOCKET)).unwrap());
-        let error = keymgr_status(run.path()).unwrap_err();
+        let error = keymgr_status(run.path()).unwrap_err().to_string();
         assert!(error.contains("culvert-keymgr is not running"), "{error}");
     }
 
@@ -108,13 +165,20 @@ mod tests {
         let listener = Listener::bind(&run.path().join(KEYMGR_SOCKET)).unwrap();
         let server = std::thread::spawn(move || {
             let mut channel = listener.accept().unwrap();
-            channel.greeted::<KeymgrRequest, KeymgrReply>("test").unwrap();
+            channel
+                .greeted::<KeymgrRequest, KeymgrReply>("test")
+                .unwrap();
             let request = channel.receive().unwrap();
             assert!(matches!(request, Some(KeymgrRequest::Reload)));
-            channel.send(&KeymgrReply::Refused("x.toml:3: wrong".to_owned())).unwrap();
+            channel
+                .send(&KeymgrReply::Refused("x.toml:3: wrong".to_owned()))
+                .unwrap();
         });
-        let error = reload(run.path()).unwrap_err();
-        assert!(error.contains("what ran goes on") && error.contains("x.toml:3"), "{error}");
+        let error = reload(run.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("what ran goes on") && error.contains("x.toml:3"),
+            "{error}"
+        );
         server.join().unwrap();
     }
 }

@@ -26,7 +26,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "IFACE")]
     wire: Option<String>,
     /// Settings of culvert-datapath, which name the NIC
-    #[arg(long, value_name = "FILE", default_value = "/etc/culvert/datapath.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/culvert/datapath.toml"
+    )]
     settings: PathBuf,
 }
 
@@ -97,7 +101,12 @@ struct Report {
 
 impl Report {
     fn new(checks: Vec<Finding>) -> Self {
-        let count = |level| checks.iter().filter(|finding| finding.level == level).count();
+        let count = |level| {
+            checks
+                .iter()
+                .filter(|finding| finding.level == level)
+                .count()
+        };
         Self {
             fail: count(Level::Fail),
             warn: count(Level::Warn),
@@ -202,8 +211,14 @@ mod tests {
         ]);
         assert_eq!((report.fail, report.warn), (1, 1));
         let text = report.text();
-        assert!(text.contains("warn  long name  slow\n") && text.contains("-> sysctl x=1"), "{text}");
-        assert!(text.contains("1 must be mended, 1 could be better"), "{text}");
+        assert!(
+            text.contains("warn  long name  slow\n") && text.contains("-> sysctl x=1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("1 must be mended, 1 could be better"),
+            "{text}"
+        );
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["checks"][2]["level"], "fail");
         assert!(json["checks"][0]["mend"].is_null());
@@ -220,7 +235,10 @@ mod tests {
             settings,
         };
         let found = interfaces(&arguments, None);
-        assert_eq!((found.wire.as_deref(), &found.host_port[..]), (Some("eth7"), "cvhost0"));
+        assert_eq!(
+            (found.wire.as_deref(), &found.host_port[..]),
+            (Some("eth7"), "cvhost0")
+        );
         arguments.wire = Some("eth8".to_owned());
         assert_eq!(interfaces(&arguments, None).wire.as_deref(), Some("eth8"));
     }

@@ -27,7 +27,9 @@ struct Report {
 impl Report {
     fn ask(run: &Path) -> Self {
         let mut problems = Vec::new();
-        let reloaded = ask::reload(run).map_err(|text| problems.push(text)).ok();
+        let reloaded = ask::reload(run)
+            .map_err(|trouble| problems.push(trouble.to_string()))
+            .ok();
         // What is wanted and what runs are two things: a reload is good when they are one.
         let mut datapath_in_sync = false;
         if reloaded.is_some() {
@@ -37,11 +39,14 @@ impl Report {
                     if !datapath_in_sync {
                         problems.push(format!(
                             "loaded, but the datapath does not have it yet: {}",
-                            status.datapath_problem.as_deref().unwrap_or("it takes long")
+                            status
+                                .datapath_problem
+                                .as_deref()
+                                .unwrap_or("it takes long")
                         ));
                     }
                 }
-                Err(text) => problems.push(text),
+                Err(trouble) => problems.push(trouble.to_string()),
             }
         }
         Self {

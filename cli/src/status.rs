@@ -10,7 +10,8 @@ use culvert_proto::sa::Direction;
 use culvert_proto::status::{DatapathStatus, KeymgrStatus, PolicyStatus, SaStatus};
 use serde::Serialize;
 
-use crate::{ask, print, print_json};
+use crate::ask::{self, Trouble};
+use crate::{print, print_json};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -39,6 +40,9 @@ pub(crate) struct Report {
     keymgr: Option<KeymgrStatus>,
     /// What is not well, and what to do; empty: all is.
     problems: Vec<String>,
+    /// What people see in the place of a daemon's time: `down` if it is known to be.
+    #[serde(skip)]
+    absence: [&'static str; 2],
 }
 
 impl Report {
@@ -47,26 +51,29 @@ impl Report {
     }
 
     fn new(
-        datapath: Result<DatapathStatus, String>,
-        keymgr: Result<KeymgrStatus, String>,
+        datapath: Result<DatapathStatus, Trouble>,
+        keymgr: Result<KeymgrStatus, Trouble>,
     ) -> Self {
         let mut problems = Vec::new();
-        if let Err(text) = &datapath {
-            problems.push(text.clone());
+        if let Err(trouble) = &datapath {
+            problems.push(trouble.to_string());
         }
         match &keymgr {
-            Err(text) => problems.push(text.clone()),
+            Err(trouble) => problems.push(trouble.to_string()),
             Ok(keymgr) => {
                 if datapath.is_ok() && !keymgr.datapath_in_sync {
                     problems.push(format!(
                         "the datapath does not have what is wanted: {}",
-                        keymgr.datapath_problem.as_deref().unwrap_or("it is being pushed")
+                        keymgr
+                            .datapath_problem
+                            .as_deref()
+                            .unwrap_or("it is being pushed")
                     ));
                 }
                 if let Some(text) = &keymgr.refused {
                     problems.push(format!(
-                        "the last load was refused, what ran goes on; mend this and run \"culvert \
-                         reload\":\n{text}"
+                        "not taken over from {}; mend this and run \"culvert reload\":\n{text}",
+                        keymgr.source
                     ));
                 }
             }
@@ -76,10 +83,18 @@ impl Report {
             problems.extend(datapath.sas.iter().filter_map(running_out));
         }
         Self {
+            absence: [absence(&datapath), absence(&keymgr)],
             datapath: datapath.ok(),
             keymgr: keymgr.ok(),
             problems,
         }
+    }
+}
+
+fn absence<T>(answer: &Result<T, Trouble>) -> &'static str {
+    match answer {
+        Err(Trouble::Down { .. }) => "down",
+        _ => "?",
     }
 }
 
@@ -104,7 +119,11 @@ fn unprotected(policy: &PolicyStatus) -> Option<String> {
 
 /// RFC 4303 §3.3.3: the counter must not wrap; a static key is never rekeyed by itself.
 fn running_out(sa: &SaStatus) -> Option<String> {
-    let last = if sa.esn { u64::MAX } else { u64::from(u32::MAX) };
+    let last = if sa.esn {
+        u64::MAX
+    } else {
+        u64::from(u32::MAX)
+    };
     let warn_from = last - last / 8;
     (sa.direction == Direction::Out && sa.sequence >= warn_from).then(|| {
         format!(
@@ -127,7 +146,11 @@ pub(crate) fn run(arguments: &Arguments, run: &Path) -> anyhow::Result<bool> {
         return Ok(report.problems.is_empty());
     };
     // Clears the screen, if it is one.
-    let before = if io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+    let before = if io::stdout().is_terminal() {
+        "\x1b[H\x1b[2J"
+    } else {
+        ""
+    };
     loop {
         let text = view::text(&Report::ask(run), arguments.all);
         print(&format!("{before}{text}\n"))?;

@@ -51,7 +51,10 @@ impl Table {
             })
             .collect();
         let titles: Vec<&str> = self.columns.iter().map(|(title, _)| *title).collect();
-        let rows = self.rows.iter().map(|row| row.iter().map(String::as_str).collect());
+        let rows = self
+            .rows
+            .iter()
+            .map(|row| row.iter().map(String::as_str).collect());
         for row in std::iter::once(titles).chain(rows) {
             let mut line = String::new();
             for ((cell, width), (_, align)) in row.iter().zip(&widths).zip(&self.columns) {
@@ -112,7 +115,10 @@ mod tests {
         assert_eq!(table.text(), "");
         table.row(["a".to_owned(), "12345678".to_owned(), "x".to_owned()]);
         table.row(["longer".to_owned(), "1".to_owned(), String::new()]);
-        assert_eq!(table.text(), "NAME       COUNT  NOTE\na       12345678  x\nlonger         1\n");
+        assert_eq!(
+            table.text(),
+            "NAME       COUNT  NOTE\na       12345678  x\nlonger         1\n"
+        );
     }
 
     #[test]

@@ -28,7 +28,9 @@ const MAX_MTU: u32 = 3498;
 /// An interface of that name is somebody else's; the kernel refuses something.
 pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
     let netlink = Netlink::open()?;
-    let nic = netlink.get(wire)?.with_context(|| format!("no interface {wire}"))?;
+    let nic = netlink
+        .get(wire)?
+        .with_context(|| format!("no interface {wire}"))?;
     let (mut mac, mut mtu) = (Vec::new(), 1500);
     for attribute in nic.attributes {
         match attribute {
@@ -64,7 +66,11 @@ pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
         netlink.create_veth(outer, inner, queues)?;
         info!("host port {outer} made, {queues} queues");
     }
-    netlink.set(outer, vec![LinkAttribute::Address(mac), LinkAttribute::Mtu(mtu)], false)?;
+    netlink.set(
+        outer,
+        vec![LinkAttribute::Address(mac), LinkAttribute::Mtu(mtu)],
+        false,
+    )?;
     netlink.set(inner, vec![LinkAttribute::Mtu(mtu)], false)?;
 
     // AF_XDP sees what would be left to the hardware: checksums not computed, VLAN tags beside the packet.
@@ -76,7 +82,11 @@ pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
     // Replies to what arrives here leave by the NIC: loose reverse path filtering lets that be.
     sysctl("ipv4", outer, "rp_filter", "2")?;
     // No addresses of its own, and no chatter.
-    for (name, value) in [("addr_gen_mode", "1"), ("accept_ra", "0"), ("disable_ipv6", "0")] {
+    for (name, value) in [
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+        ("disable_ipv6", "0"),
+    ] {
         sysctl("ipv6", outer, name, value)?;
     }
     sysctl("ipv6", inner, "disable_ipv6", "1")?;
@@ -106,8 +116,7 @@ fn is_veth(link: &LinkMessage) -> bool {
 
 /// Whether the other end of the veth pair `link` is `inner`.
 fn is_pair(link: &LinkMessage, inner: &str) -> bool {
-    if_nametoindex(inner)
-        .is_ok_and(|inner| link.attributes.contains(&LinkAttribute::Link(inner)))
+    if_nametoindex(inner).is_ok_and(|inner| link.attributes.contains(&LinkAttribute::Link(inner)))
 }
 
 /// Sets a sysctl of an interface. A kernel without IPv6 has none of those, and needs none.
@@ -185,8 +194,11 @@ impl Netlink {
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(inner)))),
         ]));
-        self.ask(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
-            .with_context(|| format!("cannot make the veth pair {outer}, {inner}"))?;
+        self.ask(
+            RouteNetlinkMessage::NewLink(link),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+        .with_context(|| format!("cannot make the veth pair {outer}, {inner}"))?;
         Ok(())
     }
 

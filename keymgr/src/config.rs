@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use culvert_proto::sa::{Direction, PolicySpec, SaSpec, Spi};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::Spanned;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
 use zeroize::Zeroizing;
 
 use crate::entry::{self, PolicyEntry, SaEntry};
@@ -23,16 +24,6 @@ pub struct Config {
     pub sas: Vec<SaSpec>,
     /// Policies.
     pub policies: Vec<PolicySpec>,
-}
-
-/// The file as written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    sa: Vec<Spanned<SaEntry>>,
-    #[serde(default)]
-    policy: Vec<Spanned<PolicyEntry>>,
 }
 
 /// One thing that is wrong.
@@ -80,53 +71,89 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
         path: path.to_owned(),
         list: vec![Problem { line: 0, text }],
     };
-    let text = std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
     let text = Zeroizing::new(text);
     let (config, inline_keys) = parse(&text, path)?;
     if inline_keys {
         keys::check_private(path).map_err(|problem| {
-            whole(format!("it has keys in it, so it must be private: {problem}"))
+            whole(format!(
+                "it has keys in it, so it must be private: {problem}"
+            ))
         })?;
     }
     Ok(config)
 }
 
-/// Checks `text`, which came from `path`; also says whether it has keys in it.
+/// Checks `text`, which came from `path`; also says whether it has keys in it. Lines of entries are those of
+/// their headers.
 fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems> {
     let problems = |list| Problems {
         path: path.to_owned(),
         list,
     };
-    let file: File = toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(0, |span| line_of(text, span.start));
-        problems(vec![Problem {
-            line,
-            text: error.message().to_owned(),
-        }])
-    })?;
     let mut check = Check {
         text,
         list: Vec::new(),
+        broken: HashSet::new(),
     };
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        check.add_error("", error);
+    }
+    if !errors.is_empty() {
+        return Err(problems(check.list));
+    }
+    let (mut sa_values, mut policy_values) = (Vec::new(), Vec::new());
+    for (name, value) in document.into_inner() {
+        let line = line_of(text, name.span().start);
+        match (&**name.get_ref(), value.into_inner()) {
+            ("sa", DeValue::Array(values)) => sa_values.extend(values),
+            ("policy", DeValue::Array(values)) => policy_values.extend(values),
+            (name @ ("sa" | "policy"), _) => {
+                check.add(
+                    line,
+                    [format!(
+                        "write [[{name}]], in double brackets: there may be several"
+                    )],
+                );
+            }
+            (name, _) => {
+                check.add(
+                    line,
+                    [format!(
+                        "\"{name}\" is not known; there are [[sa]] and [[policy]]"
+                    )],
+                );
+            }
+        }
+    }
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut inline_keys = false;
     let mut sas = Vec::new();
-    for entry in file.sa {
-        let line = check.line(&entry);
-        let entry = entry.into_inner();
-        inline_keys |= entry.has_inline_key();
-        match entry.check(folder) {
-            Ok(spec) => sas.push((line, spec)),
-            Err(texts) => check.add(line, texts),
+    for value in sa_values {
+        let line = line_of(text, value.span().start);
+        let (name, spi) = entry::sa_as_written(value.get_ref());
+        let checked = check.read::<SaEntry>(&name, value).and_then(|entry| {
+            inline_keys |= entry.has_inline_key();
+            entry
+                .check(folder)
+                .map_err(|texts| check.add(line, texts))
+                .ok()
+        });
+        match checked {
+            Some(spec) => sas.push((line, spec)),
+            None => check.broken.extend(spi),
         }
     }
     let mut policies = Vec::new();
-    for entry in file.policy {
-        let line = check.line(&entry);
-        match entry.into_inner().check() {
-            Ok(spec) => policies.push((line, spec)),
-            Err(texts) => check.add(line, texts),
-        }
+    for value in policy_values {
+        let line = line_of(text, value.span().start);
+        let name = entry::policy_as_written(value.get_ref());
+        let checked = check
+            .read::<PolicyEntry>(&name, value)
+            .and_then(|entry| entry.check().map_err(|texts| check.add(line, texts)).ok());
+        policies.extend(checked.map(|spec| (line, spec)));
     }
     check.sas_together(&sas);
     check.policies_together(&policies, &sas);
@@ -144,16 +171,29 @@ fn line_of(text: &str, at: usize) -> usize {
     text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// Checks that look at more than one entry.
+/// What is wrong so far, and the checks that look at more than one entry.
 struct Check<'a> {
     text: &'a str,
     list: Vec<Problem>,
+    /// SPIs of SAs that have problems of their own: nothing more is said where they are named.
+    broken: HashSet<u32>,
 }
 
 impl Check<'_> {
-    /// Line of an entry: that of its header, which stands before the table's first key.
-    fn line<T>(&self, entry: &Spanned<T>) -> usize {
-        line_of(self.text, entry.span().start)
+    /// An entry by its form. Each is read by itself, so that one that is wrong does not hide the others'
+    /// problems.
+    fn read<T: DeserializeOwned>(&mut self, name: &str, value: Spanned<DeValue<'_>>) -> Option<T> {
+        T::deserialize(ValueDeserializer::from(value))
+            .map_err(|error| self.add_error(name, &error))
+            .ok()
+    }
+
+    fn add_error(&mut self, entry: &str, error: &toml::de::Error) {
+        let line = error
+            .span()
+            .map_or(0, |span| line_of(self.text, span.start));
+        let separator = if entry.is_empty() { "" } else { ": " };
+        self.add(line, [format!("{entry}{separator}{}", error.message())]);
     }
 
     fn add(&mut self, line: usize, texts: impl IntoIterator<Item = String>) {
@@ -224,7 +264,7 @@ impl Check<'_> {
                 && sa.source == source
                 && sa.id.destination == destination
         };
-        if sas.iter().any(|(_, sa)| fits(sa)) {
+        if sas.iter().any(|(_, sa)| fits(sa)) || self.broken.contains(&spi.get()) {
             return;
         }
         let text = match sas.iter().find(|(_, sa)| sa.id.spi == spi) {
@@ -233,7 +273,7 @@ impl Check<'_> {
                  line {other} is {} from {} to {}",
                 sa.id.direction, sa.source, sa.id.destination
             ),
-            None => format!("{policy}: there is no SA {spi} (or it has problems of its own)"),
+            None => format!("{policy}: there is no SA {spi}"),
         };
         self.add(line, [text]);
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use culvert_proto::channel::{Channel, ChannelError, Listener, Lock, make_directory};
 use culvert_proto::message::{Changes, KeymgrReply, KeymgrRequest};
 use culvert_proto::status::KeymgrStatus;
@@ -159,6 +159,27 @@ impl Manager {
         Ok((generation, changes))
     }
 
+    /// Reads the file for the first time. Nothing runs yet that could go on, so a bad file ends the start; but
+    /// keys that must not be used only block what they would have protected.
+    fn load_at_start(&self) -> Result<()> {
+        let config = config::load(&self.paths.config).context("not started")?;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (wanted, problem) = state
+            .give_at_start(config)
+            .context("not started, what the datapath has goes on")?;
+        let (sas, policies) = (wanted.sas.len(), wanted.policies.len());
+        self.shared.want(wanted);
+        info!(
+            "loaded {}: {sas} SAs, {policies} policies",
+            self.paths.config.display()
+        );
+        if let Some(problem) = problem {
+            error!("left out, what they would protect is blocked:\n{problem}");
+            self.shared.lock().refused = Some(problem);
+        }
+        Ok(())
+    }
+
     fn status(&self) -> KeymgrStatus {
         let inner = self.shared.lock();
         KeymgrStatus {
@@ -209,12 +230,14 @@ pub fn check(path: &Path) -> Result<Config> {
 /// What could not be set up, with what to do about it.
 pub fn run(paths: Paths) -> Result<()> {
     for directory in [&paths.run, &paths.state] {
-        make_directory(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        make_directory(directory).with_context(|| format!("cannot use {}", directory.display()))?;
     }
     let _lock = Lock::take(&paths.run, "culvert-keymgr")?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
 
-    let (region, lost) = Region::open_or_create(&paths.run.join(REGION))?;
+    let region = paths.run.join(REGION);
+    let (region, lost) =
+        Region::open_or_create(&region).with_context(|| region.display().to_string())?;
     if let Some(why) = lost {
         warn!("SA state region begun anew: {why}");
     }
@@ -230,8 +253,7 @@ pub fn run(paths: Paths) -> Result<()> {
         state: Mutex::new(State::new(region, &paths.state)?),
         paths,
     });
-    // Nothing runs yet that could go on: a bad file ends the start.
-    manager.load().map_err(|_| anyhow!("not started"))?;
+    manager.load_at_start()?;
 
     let socket = manager.paths.run.join(DATAPATH_SOCKET);
     spawn("push", move || push::run(&shared, &for_push, &socket))?;
@@ -258,7 +280,9 @@ fn serve(listener: &Listener, manager: &Arc<Manager>) {
     loop {
         match listener.accept() {
             // One at a time is not enough, as a reload may wait; more than a few are people's scripts gone wild.
-            Ok(_) if Arc::strong_count(manager) > 16 => warn!("control socket: too many connections"),
+            Ok(_) if Arc::strong_count(manager) > 16 => {
+                warn!("control socket: too many connections");
+            }
             Ok(channel) => {
                 let manager = Arc::clone(manager);
                 let spawned = spawn("control", move || {

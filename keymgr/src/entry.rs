@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use culvert_proto::sa::{
     Cipher, Direction, PolicySpec, REPLAY_WINDOW, SaId, SaSpec, Spi, StateRef, UdpEncapsulation,
 };
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use toml::de::DeValue;
 use zeroize::Zeroizing;
 
 use crate::keys;
@@ -19,8 +21,11 @@ const DEFAULT_WINDOW: u32 = 1024;
 #[serde(deny_unknown_fields)]
 pub(crate) struct SaEntry {
     direction: Direction,
+    #[serde(deserialize_with = "spi")]
     spi: u32,
+    #[serde(deserialize_with = "address")]
     source: IpAddr,
+    #[serde(deserialize_with = "address")]
     destination: IpAddr,
     cipher: String,
     key: Option<Zeroizing<String>>,
@@ -30,6 +35,35 @@ pub(crate) struct SaEntry {
     #[serde(default = "default_window")]
     replay_window: u32,
     encapsulation: Option<UdpEncapsulation>,
+}
+
+fn address<'de, D: Deserializer<'de>>(from: D) -> Result<IpAddr, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse()
+        .map_err(|_| D::Error::custom(format!("\"{text}\" is no IPv4 or IPv6 address")))
+}
+
+/// A number that may be an SPI; whether it is reserved is checked later.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Number(#[serde(deserialize_with = "spi")] u32);
+
+fn spi<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    i64::deserialize(from)
+        .ok()
+        .and_then(|value| u32::try_from(value).ok())
+        .ok_or_else(|| {
+            D::Error::custom("an SPI is a number from 0x100 to 0xffffffff, without quotes")
+        })
+}
+
+fn some_spi<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    spi(from).map(Some)
+}
+
+fn spis<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u32>, D::Error> {
+    let numbers = Vec::<Number>::deserialize(from)?;
+    Ok(numbers.into_iter().map(|Number(value)| value).collect())
 }
 
 fn yes() -> bool {
@@ -52,8 +86,16 @@ impl SaEntry {
         let mut problems = Vec::new();
         let mut wrong = |text: String| problems.push(format!("{name}: {text}"));
 
-        let spi = Spi::new(self.spi).map_err(|error| wrong(error.to_string())).ok();
-        addresses("source", self.source, "destination", self.destination, &mut wrong);
+        let spi = Spi::new(self.spi)
+            .map_err(|error| wrong(error.to_string()))
+            .ok();
+        addresses(
+            "source",
+            self.source,
+            "destination",
+            self.destination,
+            &mut wrong,
+        );
         if !REPLAY_WINDOW.contains(&self.replay_window) {
             wrong(format!(
                 "replay_window {}: from {} to {} packets",
@@ -105,7 +147,10 @@ impl SaEntry {
                 esn: self.esn,
                 replay_window: self.replay_window,
                 encapsulation: self.encapsulation,
-                state: StateRef { offset: 0, words: 0 },
+                state: StateRef {
+                    offset: 0,
+                    words: 0,
+                },
             }),
             _ => Err(problems),
         }
@@ -116,10 +161,13 @@ impl SaEntry {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PolicyEntry {
+    #[serde(deserialize_with = "address")]
     local: IpAddr,
+    #[serde(deserialize_with = "address")]
     remote: IpAddr,
+    #[serde(default, deserialize_with = "some_spi")]
     out: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "spis")]
     r#in: Vec<u32>,
 }
 
@@ -130,7 +178,11 @@ impl PolicyEntry {
         let mut problems = Vec::new();
         let mut wrong = |text: String| problems.push(format!("{name}: {text}"));
         addresses("local", self.local, "remote", self.remote, &mut wrong);
-        let mut spi = |value| Spi::new(value).map_err(|error| wrong(error.to_string())).ok();
+        let mut spi = |value| {
+            Spi::new(value)
+                .map_err(|error| wrong(error.to_string()))
+                .ok()
+        };
         let outbound = self.out.map(&mut spi);
         let inbound: Vec<_> = self.r#in.iter().map(|value| spi(*value)).collect();
         if !problems.is_empty() {
@@ -163,10 +215,42 @@ fn addresses(
         if address.is_multicast() || address.is_unspecified() || broadcast {
             wrong(format!("{name} {address} is no address of a host"));
         }
+        if let IpAddr::V6(v6) = address
+            && let Some(v4) = v6.to_ipv4_mapped()
+        {
+            wrong(format!(
+                "{name} {address} is an IPv4 address in IPv6's clothes; write {v4}"
+            ));
+        }
     }
     if from == to {
         wrong(format!("{from_name} and {to_name} are the same address"));
     }
+}
+
+/// How problems name an SA that may be wrong in its form, and its SPI, if it has one.
+pub(crate) fn sa_as_written(value: &DeValue<'_>) -> (String, Option<u32>) {
+    let spi = value.get("spi").and_then(|spi| {
+        let spi = spi.get_ref().as_integer()?;
+        u32::from_str_radix(spi.as_str(), spi.radix()).ok()
+    });
+    let name = spi.map_or("SA".to_owned(), |spi| format!("SA {spi:#x}"));
+    let direction = value
+        .get("direction")
+        .and_then(|value| value.get_ref().as_str());
+    match direction {
+        Some(direction @ ("in" | "out")) => (format!("{name} {direction}"), spi),
+        _ => (name, spi),
+    }
+}
+
+/// How problems name a policy that may be wrong in its form.
+pub(crate) fn policy_as_written(value: &DeValue<'_>) -> String {
+    let field = |name| {
+        let value = value.get(name).and_then(|value| value.get_ref().as_str());
+        value.unwrap_or("?").to_owned()
+    };
+    format!("policy {} to {}", field("local"), field("remote"))
 }
 
 /// How problems name an SA.

@@ -31,7 +31,9 @@ pub(crate) fn from_hex(text: &str) -> Result<Keymat, String> {
     if !rest.is_empty() {
         return Err("key: an odd number of hex digits".to_owned());
     }
-    Ok(Keymat::new(pairs.iter().map(|[high, low]| high << 4 | low).collect()))
+    Ok(Keymat::new(
+        pairs.iter().map(|[high, low]| high << 4 | low).collect(),
+    ))
 }
 
 /// Keying material from a file of hex digits that only root can read.
@@ -43,7 +45,9 @@ pub(crate) fn from_file(path: &Path) -> Result<Keymat, String> {
         .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
         .open(path)
         .map_err(|error| format!("{name}: {error}"))?;
-    let metadata = file.metadata().map_err(|error| format!("{name}: {error}"))?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| format!("{name}: {error}"))?;
     check_metadata(&metadata, path).map_err(|problem| format!("{name}: {problem}"))?;
     let mut text = Zeroizing::new(String::with_capacity(MAX_FILE + 1));
     file.take(MAX_FILE as u64)
@@ -71,7 +75,10 @@ fn check_metadata(metadata: &fs::Metadata, path: &Path) -> Result<(), String> {
     }
     let me = nix::unistd::geteuid().as_raw();
     if metadata.uid() != 0 && metadata.uid() != me {
-        return Err(format!("it belongs to user {}; chown root {path}", metadata.uid()));
+        return Err(format!(
+            "it belongs to user {}; chown root {path}",
+            metadata.uid()
+        ));
     }
     Ok(())
 }
@@ -102,7 +109,10 @@ mod tests {
         }
         assert!(from_hex("0f1").unwrap_err().contains("odd"));
         let error = from_hex("00zz").unwrap_err();
-        assert!(error.contains("character 3") && !error.contains('z'), "{error}");
+        assert!(
+            error.contains("character 3") && !error.contains('z'),
+            "{error}"
+        );
     }
 
     #[test]

@@ -31,6 +31,11 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
+        // As compilers have it, so that editors find the line.
+        Err(error) if error.is::<config::Problems>() => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("culvert-keymgr: {error:#}");
             ExitCode::FAILURE
@@ -42,7 +47,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.check {
         let config = daemon::check(&arguments.config)?;
         println!(
-            "{}: good, {} SAs and {} policies",
+            "{}: good; SAs: {}, policies: {}",
             arguments.config.display(),
             config.sas.len(),
             config.policies.len()

@@ -1,10 +1,11 @@
 //! Giving each SA its state: the words that its key had, or fresh ones, but never fresh ones to a key that
 //! was used.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use culvert_proto::sa::{Direction, SaSpec, StateRef};
+use culvert_proto::sa::{Direction, SaId, SaSpec, StateRef};
 use culvert_state::Region;
 use culvert_state::region::Kind;
 
@@ -20,6 +21,16 @@ pub(crate) struct State {
     region: Region,
     used: UsedKeys,
     directory: PathBuf,
+}
+
+/// SAs that cannot be had as they are wanted, and why.
+#[derive(Default)]
+struct Refused {
+    /// Their keys must not be used any more.
+    lost: HashSet<SaId>,
+    /// Whether there are others: they run, and can go on, otherwise than is wanted.
+    others: bool,
+    texts: Vec<String>,
 }
 
 impl State {
@@ -38,14 +49,75 @@ impl State {
     /// # Errors
     /// Every SA whose key must not be used, or not so. Then nothing has changed.
     pub(crate) fn give(&mut self, config: Config, before: &Wanted) -> Result<Wanted> {
-        let problems: Vec<String> = config
-            .sas
-            .iter()
-            .filter_map(|sa| self.problem(sa).map(|text| format!("{}: {text}", sa_name(sa))))
-            .collect();
-        if !problems.is_empty() {
-            bail!(problems.join("\n"));
+        let refused = self.refused(&config);
+        if !refused.texts.is_empty() {
+            bail!(refused.texts.join("\n"));
         }
+        self.give_checked(config, before)
+    }
+
+    /// As [`State::give`], for a start, when nothing runs that could go on: SAs whose keys must not be used are
+    /// left out, and said in the text. The policies stand all the same: what they protect is blocked, and
+    /// not in clear.
+    ///
+    /// # Errors
+    /// Every SA that runs otherwise than is wanted: the datapath may be going on with it.
+    pub(crate) fn give_at_start(&mut self, mut config: Config) -> Result<(Wanted, Option<String>)> {
+        let refused = self.refused(&config);
+        let text = refused.texts.join("\n");
+        if refused.others {
+            bail!(text);
+        }
+        let is_lost = |direction, destination, spi| {
+            refused.lost.contains(&SaId {
+                direction,
+                spi,
+                destination,
+            })
+        };
+        config.sas.retain(|sa| !refused.lost.contains(&sa.id));
+        for policy in &mut config.policies {
+            let (local, remote) = (policy.local, policy.remote);
+            policy
+                .outbound
+                .take_if(|spi| is_lost(Direction::Out, remote, *spi));
+            policy
+                .inbound
+                .retain(|spi| !is_lost(Direction::In, local, *spi));
+        }
+        let wanted = self.give_checked(config, &Wanted::default())?;
+        Ok((wanted, (!text.is_empty()).then_some(text)))
+    }
+
+    fn refused(&self, config: &Config) -> Refused {
+        let mut refused = Refused::default();
+        for sa in &config.sas {
+            let fingerprint = fingerprint(sa);
+            let text = match self.region.running_window(&fingerprint) {
+                Some(window)
+                    if sa.id.direction == Direction::In
+                        && window != u64::from(sa.replay_window) =>
+                {
+                    refused.others = true;
+                    format!(
+                        "its key is in use with a replay window of {window} packets, which cannot change while \
+                         the key lives; keep it, or give the SA a new key"
+                    )
+                }
+                None if self.used.contains(&fingerprint) => {
+                    refused.lost.insert(sa.id);
+                    "its key was in use before, and its sequence numbers are lost since (by a reboot, most \
+                     likely); under the same key they must not come twice, so give it a new key on both hosts"
+                        .to_owned()
+                }
+                _ => continue,
+            };
+            refused.texts.push(format!("{}: {text}", sa_name(sa)));
+        }
+        refused
+    }
+
+    fn give_checked(&mut self, config: Config, before: &Wanted) -> Result<Wanted> {
         let fingerprints: Vec<_> = config.sas.iter().map(fingerprint).collect();
         let mut wanted = Wanted::default();
         for mut sa in config.sas {
@@ -75,25 +147,6 @@ impl State {
         }
         Ok(wanted)
     }
-
-    fn problem(&self, sa: &SaSpec) -> Option<String> {
-        let fingerprint = fingerprint(sa);
-        match self.region.running_window(&fingerprint) {
-            Some(window) => (sa.id.direction == Direction::In
-                && window != u64::from(sa.replay_window))
-            .then(|| {
-                format!(
-                    "its key is in use with a replay window of {window} packets, which cannot change while \
-                     the key lives; keep it, or give the SA a new key"
-                )
-            }),
-            None => self.used.contains(&fingerprint).then(|| {
-                "its key was in use before, and its sequence numbers are lost since (by a reboot, most \
-                 likely); under the same key they must not come twice, so give it a new key on both hosts"
-                    .to_owned()
-            }),
-        }
-    }
 }
 
 fn kind(sa: &SaSpec) -> Kind {
@@ -108,7 +161,7 @@ fn kind(sa: &SaSpec) -> Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use culvert_proto::sa::{Cipher, Keymat, SaId, Spi};
+    use culvert_proto::sa::{Cipher, Keymat, PolicySpec, SaId, Spi};
 
     fn sa(direction: Direction, key: u8, window: u32) -> SaSpec {
         SaSpec {
@@ -123,7 +176,10 @@ mod tests {
             esn: true,
             replay_window: window,
             encapsulation: None,
-            state: StateRef { offset: 0, words: 0 },
+            state: StateRef {
+                offset: 0,
+                words: 0,
+            },
         }
     }
 
@@ -161,6 +217,35 @@ mod tests {
     }
 
     #[test]
+    fn after_a_reboot_what_has_no_sa_is_blocked_and_not_in_clear() {
+        let [run, kept] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (out, into) = (sa(Direction::Out, 1, 64), sa(Direction::In, 2, 64));
+        let first = config(&[out.clone(), into.clone()]);
+        state(run.path(), kept.path())
+            .give(first, &Wanted::default())
+            .unwrap();
+        std::fs::remove_file(run.path().join("sa-state")).unwrap();
+
+        let mut both = config(&[out, sa(Direction::In, 3, 64), into]);
+        both.sas[1].id.spi = Spi::new(0x1002).unwrap();
+        both.policies = vec![PolicySpec {
+            local: both.sas[2].id.destination,
+            remote: both.sas[0].id.destination,
+            outbound: Some(both.sas[0].id.spi),
+            inbound: vec![both.sas[1].id.spi, both.sas[2].id.spi],
+        }];
+        let mut rebooted = state(run.path(), kept.path());
+        let (wanted, problem) = rebooted.give_at_start(both).unwrap();
+        assert_eq!(problem.unwrap().lines().count(), 2);
+        assert_eq!(wanted.sas.len(), 1);
+        let policy = wanted.policies.values().next().unwrap();
+        assert_eq!(
+            (policy.outbound, &policy.inbound[..]),
+            (None, &[Spi::new(0x1002).unwrap()][..])
+        );
+    }
+
+    #[test]
     fn a_removed_sa_that_comes_back_goes_on() {
         let [run, kept] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let mut state = state(run.path(), kept.path());
@@ -180,6 +265,12 @@ mod tests {
         let wider = config(&[sa(Direction::In, 1, 128)]);
         let error = state.give(wider, &first).unwrap_err();
         assert!(error.to_string().contains("64 packets"), "{error}");
+        // A datapath may run with it: a start with another window must not take it away.
+        assert!(
+            state
+                .give_at_start(config(&[sa(Direction::In, 1, 128)]))
+                .is_err()
+        );
         state
             .give(config(&[sa(Direction::In, 2, 128)]), &first)
             .unwrap();

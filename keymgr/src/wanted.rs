@@ -51,10 +51,15 @@ fn difference<K: Ord + Clone, V: PartialEq + Clone>(
     to: &BTreeMap<K, V>,
 ) -> Difference<K, V> {
     let removed = from.keys().filter(|key| !to.contains_key(key));
-    let set = to.iter().filter(|(key, value)| from.get(key) != Some(value));
+    let set = to
+        .iter()
+        .filter(|(key, value)| from.get(key) != Some(value));
     Difference {
         removed: removed.cloned().collect(),
-        added: set.clone().filter(|(key, _)| !from.contains_key(key)).count(),
+        added: set
+            .clone()
+            .filter(|(key, _)| !from.contains_key(key))
+            .count(),
         set: set.map(|(_, value)| value.clone()).collect(),
     }
 }
@@ -113,9 +118,18 @@ mod tests {
 
     #[test]
     fn the_summary_counts() {
-        let (_, changes) = policies(&[(1, 1), (2, 2), (3, 3)]).update_to(&policies(&[(2, 2), (3, 9), (4, 4), (5, 5)]));
+        let (_, changes) = policies(&[(1, 1), (2, 2), (3, 3)]).update_to(&policies(&[
+            (2, 2),
+            (3, 9),
+            (4, 4),
+            (5, 5),
+        ]));
         assert_eq!(
-            (changes.policies_added, changes.policies_changed, changes.policies_removed),
+            (
+                changes.policies_added,
+                changes.policies_changed,
+                changes.policies_removed
+            ),
             (2, 1, 1)
         );
     }

@@ -183,22 +183,33 @@ pub fn run(options: Options, say: impl Fn(&str)) -> Result<(Report, Lab)> {
 fn workers(lab: &Lab) -> Result<Vec<WorkerReport>> {
     let mut workers = Vec::new();
     for (side, name) in lab.sides.iter().zip(["a", "b"]) {
-        workers.extend(side.datapath_status()?.workers.into_iter().map(|worker| {
-            WorkerReport {
-                side: name.to_owned(),
-                id: worker.id,
-                core: worker.core,
-                cpu_percent: worker.cpu_seconds,
-            }
-        }));
+        workers.extend(
+            side.datapath_status()?
+                .workers
+                .into_iter()
+                .map(|worker| WorkerReport {
+                    side: name.to_owned(),
+                    id: worker.id,
+                    core: worker.core,
+                    cpu_percent: worker.cpu_seconds,
+                }),
+        );
     }
     Ok(workers)
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Culvert: two hypervisors, Geneve sealed with {} by {}", self.cipher, self.aead)?;
-        writeln!(f, "({}; Geneve endpoint: {})\n", self.wire_port, self.geneve_endpoint)?;
+        writeln!(
+            f,
+            "Culvert: two hypervisors, Geneve sealed with {} by {}",
+            self.cipher, self.aead
+        )?;
+        writeln!(
+            f,
+            "({}; Geneve endpoint: {})\n",
+            self.wire_port, self.geneve_endpoint
+        )?;
         writeln!(f, "                     plain      sealed")?;
         writeln!(
             f,
@@ -226,7 +237,10 @@ impl fmt::Display for Report {
             self.ping.sent - self.ping.received,
             self.ping.sent
         )?;
-        writeln!(f, "  On the wire while sealed        packets          bytes")?;
+        writeln!(
+            f,
+            "  On the wire while sealed        packets          bytes"
+        )?;
         for (kind, packets, bytes) in [
             ("ESP", self.wire.esp_packets, self.wire.esp_bytes),
             (

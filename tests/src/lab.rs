@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use culvert_proto::channel::Channel;
-use culvert_proto::message::{
-    DatapathReply, DatapathRequest, KeymgrReply, KeymgrRequest,
-};
+use culvert_proto::message::{DatapathReply, DatapathRequest, KeymgrReply, KeymgrRequest};
 use culvert_proto::sa::Cipher;
 use culvert_proto::status::{DatapathStatus, KeymgrStatus};
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
@@ -154,7 +152,11 @@ impl Lab {
         );
         std::fs::write(&config, text)?;
         let mut command = side.namespace.command(program("culvert-datapath")?);
-        command.arg("--config").arg(config).arg("--run-dir").arg(&folder);
+        command
+            .arg("--config")
+            .arg(config)
+            .arg("--run-dir")
+            .arg(&folder);
         let log = folder.join("datapath.log");
         let _ = std::fs::remove_file(folder.join(DATAPATH_SOCKET));
         side.datapath = Some(self.home.spawn(command, &log)?);
@@ -199,7 +201,8 @@ impl Lab {
     pub fn wait_for_protection(&self, number: usize) -> Result<()> {
         let side = &self.sides[number];
         wait_for("the datapath to be filled", Duration::from_secs(10), || {
-            side.keymgr_status().is_ok_and(|status| status.datapath_in_sync)
+            side.keymgr_status()
+                .is_ok_and(|status| status.datapath_in_sync)
         })
         .with_context(|| {
             let logs = ["keymgr.log", "datapath.log"].map(|log| tail(&side.folder.join(log)));
@@ -215,6 +218,20 @@ impl Lab {
         end(&mut self.sides[number].datapath, Signal::SIGKILL)
     }
 
+    /// Removes on purpose what the datapath of a side, which must be dead, has left to protect the host.
+    ///
+    /// # Errors
+    /// It does not go.
+    pub fn remove_steering(&mut self, number: usize) -> Result<()> {
+        let side = &self.sides[number];
+        let mut command = side.namespace.command(program("culvert-datapath")?);
+        command
+            .arg("--config")
+            .arg(side.folder.join("datapath.toml"));
+        command.arg("--run-dir").arg(&side.folder).arg("--remove");
+        run(&mut command).map(drop)
+    }
+
     /// Kills the key manager of a side, as a crash would.
     ///
     /// # Errors
@@ -228,7 +245,10 @@ impl Lab {
     /// # Errors
     /// It does not run.
     pub fn hup_keymgr(&mut self, number: usize) -> Result<()> {
-        let keymgr = self.sides[number].keymgr.as_ref().context("no key manager")?;
+        let keymgr = self.sides[number]
+            .keymgr
+            .as_ref()
+            .context("no key manager")?;
         kill(Pid::from_raw(keymgr.id().cast_signed()), Signal::SIGHUP)?;
         Ok(())
     }
@@ -261,8 +281,12 @@ impl Side {
         namespace.ip(&format!("address add 192.0.2.{host}/24 dev {WIRE}"))?;
         namespace.ip(&format!("address add 2001:db8::{host}/64 dev {WIRE} nodad"))?;
         let (other, mac) = (2 - number, outer_mac(1 - number));
-        namespace.ip(&format!("neigh add 192.0.2.{other} lladdr {mac} dev {WIRE}"))?;
-        namespace.ip(&format!("neigh add 2001:db8::{other} lladdr {mac} dev {WIRE}"))?;
+        namespace.ip(&format!(
+            "neigh add 192.0.2.{other} lladdr {mac} dev {WIRE}"
+        ))?;
+        namespace.ip(&format!(
+            "neigh add 2001:db8::{other} lladdr {mac} dev {WIRE}"
+        ))?;
         let outer = if plan.ipv6 {
             format!("2001:db8::{host}").parse()?
         } else {
@@ -290,8 +314,12 @@ impl Side {
                 "link add {TUNNEL} address {mac} type veth peer name {TUNNEL}p"
             ))?;
             // The outer headers must fit the IP length field, too.
-            self.namespace.ip(&format!("link set {TUNNEL} gso_max_size 60000"))?;
-            run(self.namespace.command("ethtool").args(["-K", TUNNEL, "gro", "on"]))?;
+            self.namespace
+                .ip(&format!("link set {TUNNEL} gso_max_size 60000"))?;
+            run(self
+                .namespace
+                .command("ethtool")
+                .args(["-K", TUNNEL, "gro", "on"]))?;
             self.namespace.ip(&format!("link set {TUNNEL}p up"))?;
             let pins = self.folder.join("lab-bpf");
             nix::mount::mount(
@@ -302,12 +330,15 @@ impl Side {
                 None::<&str>,
             )?;
             let local = self.outer;
-            self.geneve = Some(self.namespace.within(|| {
-                Fixture::new(&format!("{TUNNEL}p"), WIRE, local, remote, &pins)
-            })?);
+            self.geneve = Some(
+                self.namespace
+                    .within(|| Fixture::new(&format!("{TUNNEL}p"), WIRE, local, remote, &pins))?,
+            );
         }
-        self.namespace.ip(&format!("link set {TUNNEL} mtu {INNER_MTU} up"))?;
-        self.namespace.ip(&format!("address add {}/24 dev {TUNNEL}", self.inner))?;
+        self.namespace
+            .ip(&format!("link set {TUNNEL} mtu {INNER_MTU} up"))?;
+        self.namespace
+            .ip(&format!("address add {}/24 dev {TUNNEL}", self.inner))?;
         self.namespace.ip(&format!(
             "neigh add 10.99.0.{} lladdr {} dev {TUNNEL}",
             other + 1,

@@ -49,7 +49,12 @@ pub fn ping(lab: &Lab, count: u32) -> Result<Ping> {
         String::from_utf8_lossy(&output.stderr)
     );
     let received = u32::try_from(times.len())?;
-    let at = |share: usize| times.get(times.len() * share / 100).copied().unwrap_or(f64::NAN);
+    let at = |share: usize| {
+        times
+            .get(times.len() * share / 100)
+            .copied()
+            .unwrap_or(f64::NAN)
+    };
     Ok(Ping {
         sent: count,
         received,
@@ -87,13 +92,25 @@ pub fn serve(lab: &Lab) -> Result<Child> {
     Ok(server)
 }
 
+/// Seconds that iperf3 may take longer than it was told. Its own limits do not end a client whose packets
+/// are lost for good.
+const GRACE: u32 = 15;
+
 /// The client in a that sends TCP to b for `seconds`.
 #[must_use]
 pub fn client(lab: &Lab, seconds: u32) -> std::process::Command {
     let [a, b] = &lab.sides;
-    let mut command = a.namespace.command("iperf3");
+    let mut command = a.namespace.command("timeout");
     command
-        .args(["-J", "--connect-timeout", "5000", "-t", &seconds.to_string(), "-c"])
+        .args(["--signal=KILL", &(seconds + GRACE).to_string(), "iperf3"])
+        .args([
+            "-J",
+            "--connect-timeout",
+            "5000",
+            "-t",
+            &seconds.to_string(),
+            "-c",
+        ])
         .arg(b.inner.to_string());
     command
 }
@@ -104,7 +121,8 @@ pub fn client(lab: &Lab, seconds: u32) -> std::process::Command {
 /// iperf3 fails.
 pub fn iperf(lab: &Lab, seconds: u32) -> Result<Throughput> {
     let mut server = serve(lab)?;
-    let text = run(&mut client(lab, seconds));
+    let text =
+        run(&mut client(lab, seconds)).context("iperf3 failed, or its packets were lost for good");
     if text.is_err() {
         let _ = server.kill();
     }
@@ -121,8 +139,13 @@ pub fn parse(text: &str) -> Result<Throughput> {
     ensure!(json["error"].is_null(), "iperf3: {}", json["error"]);
     let received = &json["end"]["sum_received"];
     Ok(Throughput {
-        gbit_per_s: received["bits_per_second"].as_f64().context("iperf3: rate")? / 1e9,
+        gbit_per_s: received["bits_per_second"]
+            .as_f64()
+            .context("iperf3: rate")?
+            / 1e9,
         seconds: received["seconds"].as_f64().unwrap_or_default(),
-        retransmits: json["end"]["sum_sent"]["retransmits"].as_u64().unwrap_or_default(),
+        retransmits: json["end"]["sum_sent"]["retransmits"]
+            .as_u64()
+            .unwrap_or_default(),
     })
 }

@@ -89,7 +89,10 @@ impl Namespace {
     /// # Errors
     /// It cannot be set.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
-        run(self.command("sysctl").args(["-qw", &format!("{name}={value}")])).map(drop)
+        run(self
+            .command("sysctl")
+            .args(["-qw", &format!("{name}={value}")]))
+        .map(drop)
     }
 
     /// A program to be run in it. Only the network is another: `ip netns exec` would also hide the bpffs.
@@ -182,7 +185,10 @@ impl Home {
     ///
     /// # Errors
     /// It cannot be started.
-    #[expect(unsafe_code, reason = "tying the process to this one between fork and exec")]
+    #[expect(
+        unsafe_code,
+        reason = "tying the process to this one between fork and exec"
+    )]
     pub fn spawn(&self, mut command: Command, log: &Path) -> Result<Child> {
         let output = File::options().create(true).append(true).open(log)?;
         command
@@ -259,20 +265,30 @@ pub fn remove_own() {
 /// Removes a lab: processes, namespaces with all that is in them, mounts, folder. What is gone already is as good.
 fn remove(path: &Path) {
     let processes = fs::read_to_string(path.join(PROCESSES)).unwrap_or_default();
-    for pid in processes.lines().filter_map(alive) {
-        let _ = kill(pid, Signal::SIGKILL);
+    let id = path.file_name().unwrap_or_default().to_string_lossy();
+    let namespaces: Vec<String> = fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|namespace| namespace.file_name().to_string_lossy().into_owned())
+        .filter(|name| {
+            name.strip_prefix(&*id)
+                .is_some_and(|rest| rest.starts_with('-'))
+        })
+        .collect();
+    // Those that were spawned for the lab, and whatever else runs in its namespaces, such as an iperf3 whose
+    // lab was killed.
+    let mut pids: Vec<Pid> = processes.lines().filter_map(alive).collect();
+    pids.extend(namespaces.iter().flat_map(|name| pids_in(name)));
+    for pid in &pids {
+        let _ = kill(*pid, Signal::SIGKILL);
     }
     let gone = Instant::now() + Duration::from_secs(2);
-    while processes.lines().any(|line| running(line)) && Instant::now() < gone {
+    while pids.iter().any(|pid| running(*pid)) && Instant::now() < gone {
         std::thread::sleep(Duration::from_millis(10));
     }
-    let id = path.file_name().unwrap_or_default().to_string_lossy();
-    let namespaces = fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    for namespace in namespaces {
-        let name = namespace.file_name().to_string_lossy().into_owned();
-        if name.strip_prefix(&*id).is_some_and(|rest| rest.starts_with('-')) {
-            let _ = ip(&format!("netns del {name}"));
-        }
+    for name in namespaces {
+        let _ = ip(&format!("netns del {name}"));
     }
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
@@ -302,12 +318,20 @@ fn alive(line: &str) -> Option<Pid> {
     (start_time(pid)? == start).then(|| Pid::from_raw(pid.cast_signed()))
 }
 
-/// Whether the process of a line still runs, and is not only waiting to be reaped.
-fn running(line: &str) -> bool {
-    alive(line).is_some_and(|pid| {
-        fs::read_to_string(format!("/proc/{pid}/stat"))
-            .is_ok_and(|stat| !stat.contains(") Z "))
-    })
+/// The processes in a namespace; threads of other processes that have entered it are none.
+fn pids_in(namespace: &str) -> Vec<Pid> {
+    let list = ip(&format!("netns pids {namespace}")).unwrap_or_default();
+    let own = Pid::this();
+    list.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .map(Pid::from_raw)
+        .filter(|pid| *pid != own)
+        .collect()
+}
+
+/// Whether a process still runs, and is not only waiting to be reaped.
+fn running(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 /// Waits until `done` says so.

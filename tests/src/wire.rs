@@ -92,7 +92,29 @@ pub fn take_counts(underlay: &Namespace) -> Result<Counts> {
     })
 }
 
-/// A capture by tcpdump at one port of the bridge.
+/// Sends frames out of a port of the bridge, as if they came over the wire.
+///
+/// # Errors
+/// They cannot be sent.
+pub fn inject(underlay: &Namespace, port: &str, frames: &[Vec<u8>]) -> Result<()> {
+    const SCRIPT: &str = "import socket, sys\n\
+        s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
+        s.bind((sys.argv[1], 0))\n\
+        for frame in sys.argv[2:]: s.send(bytes.fromhex(frame))\n";
+    let hex = |frame: &Vec<u8>| {
+        frame
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
+    let mut command = underlay.command("python3");
+    command
+        .args(["-c", SCRIPT, port])
+        .args(frames.iter().map(hex));
+    run(&mut command).map(drop)
+}
+
+/// A capture by tcpdump.
 #[derive(Debug)]
 pub struct Capture {
     process: Child,
@@ -101,21 +123,42 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Captures what comes in at `port`: the first `length` bytes of each packet.
+    /// Captures what comes in at a port of the bridge, which is all that one side sends: the first `length`
+    /// bytes of each packet.
     ///
     /// # Errors
     /// tcpdump does not start.
     pub fn start(home: &Home, underlay: &Namespace, port: &str, length: u32) -> Result<Self> {
-        let file = home.path().join(format!("{port}.pcap"));
-        let log = home.path().join(format!("{port}.tcpdump"));
-        let mut command = underlay.command("tcpdump");
-        // A buffer of 256 MiB, as nothing may be missed; the direction, as the other port sees the other.
+        Self::at(home, underlay, port, "in", length)
+    }
+
+    /// Captures what goes `in` or `out` at an interface of a namespace.
+    ///
+    /// # Errors
+    /// tcpdump does not start.
+    pub fn at(
+        home: &Home,
+        namespace: &Namespace,
+        interface: &str,
+        direction: &str,
+        length: u32,
+    ) -> Result<Self> {
+        let name = format!("{}-{interface}-{direction}", namespace.name());
+        let file = home.path().join(format!("{name}.pcap"));
+        let log = home.path().join(format!("{name}.log"));
+        // The log of an earlier one would say that this one listens.
+        let _ = std::fs::remove_file(&log);
+        let mut command = namespace.command("tcpdump");
+        // A buffer of 256 MiB, as nothing may be missed; at once, as what waits in a block of the buffer is
+        // forgotten at the end.
         command
-            .args(["-i", port, "-Q", "in", "-n", "-U", "-B", "262144", "-Z", "root"])
+            .args(["-i", interface, "-Q", direction, "-n", "-U", "-Z", "root"])
+            .args(["-B", "262144", "--immediate-mode"])
             .args(["-s", &length.to_string(), "-w"])
             .arg(&file);
         let process = home.spawn(command, &log)?;
-        let started = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("listening on"));
+        let started =
+            || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("listening on"));
         wait_for("tcpdump", std::time::Duration::from_secs(5), started)?;
         Ok(Self { process, file, log })
     }
@@ -135,9 +178,11 @@ impl Capture {
             log.contains("\n0 packets dropped by kernel"),
             "the capture missed packets: {log}"
         );
-        let mut reader = PcapReader::new(std::io::BufReader::new(std::fs::File::open(&self.file)?))?;
+        let mut reader =
+            PcapReader::new(std::io::BufReader::new(std::fs::File::open(&self.file)?))?;
         let mut packets = Vec::new();
-        while let Some(packet) = reader.next_packet() {
+        // Raw, as the checked kind refuses packets of which only the beginning was captured.
+        while let Some(packet) = reader.next_raw_packet() {
             packets.push(packet?.data.into_owned());
         }
         Ok(packets)

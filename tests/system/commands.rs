@@ -5,26 +5,41 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use culvert_tests::lab::{Lab, Plan, culvert, program, write_private};
-use culvert_tests::netns::{ROOT, ip, wait_for};
 use culvert_tests::load;
+use culvert_tests::netns::{ROOT, ip, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
-    ("demo_gives_json_and_leaves_nothing", demo_gives_json_and_leaves_nothing),
+    (
+        "demo_gives_json_and_leaves_nothing",
+        demo_gives_json_and_leaves_nothing,
+    ),
     ("demo_over_ipv6", demo_over_ipv6),
     ("two_demos_at_once", two_demos_at_once),
-    ("demo_interrupted_leaves_nothing", demo_interrupted_leaves_nothing),
-    ("demo_killed_is_cleaned_by_the_next", demo_killed_is_cleaned_by_the_next),
+    (
+        "demo_interrupted_leaves_nothing",
+        demo_interrupted_leaves_nothing,
+    ),
+    (
+        "demo_killed_is_cleaned_by_the_next",
+        demo_killed_is_cleaned_by_the_next,
+    ),
     ("idle_datapath_takes_no_cpu", idle_datapath_takes_no_cpu),
-    ("bad_config_is_refused_and_what_ran_goes_on", bad_config_is_refused_and_what_ran_goes_on),
+    (
+        "bad_config_is_refused_and_what_ran_goes_on",
+        bad_config_is_refused_and_what_ran_goes_on,
+    ),
     ("daemons_run_once_and_as_root", daemons_run_once_and_as_root),
     ("status_and_reload", status_and_reload),
 ];
 
 fn demo(arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(program("culvert-demo")?);
-    command.args(["--seconds", "2"]).args(arguments).stdin(Stdio::null());
+    command
+        .args(["--seconds", "2"])
+        .args(arguments)
+        .stdin(Stdio::null());
     Ok(command)
 }
 
@@ -72,7 +87,10 @@ fn left_by(pid: u32) -> Result<Vec<String>> {
 }
 
 fn demo_gives_json_and_leaves_nothing() -> Result<()> {
-    let child = demo(&["--json"])?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let child = demo(&["--json"])?
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
     let pid = child.id();
     let output = child.wait_with_output()?;
     ensure!(output.status.success());
@@ -84,42 +102,92 @@ fn demo_gives_json_and_leaves_nothing() -> Result<()> {
 
 fn demo_over_ipv6() -> Result<()> {
     let output = demo(&["--json", "--ipv6", "--cipher", "chacha20poly1305"])?.output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     check_report(&output.stdout)
 }
 
 fn two_demos_at_once() -> Result<()> {
-    let start = || demo(&["--json"])?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("demo");
+    let start = || {
+        demo(&["--json"])?
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("demo")
+    };
     let (one, two) = (start()?, start()?);
     for child in [one, two] {
         let output = child.wait_with_output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         check_report(&output.stdout)?;
     }
     Ok(())
 }
 
-/// Starts a demo, and ends it by `signal` while Culvert runs.
-fn interrupted(signal: Signal) -> Result<u32> {
-    let mut child = demo(&["--seconds", "20"])?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let folder = std::path::PathBuf::from(format!("{ROOT}/cv{}x0/b/keymgr.sock", child.id()));
-    wait_for("the demo to run", Duration::from_secs(60), || folder.exists())?;
-    kill(Pid::from_raw(child.id().cast_signed()), signal)?;
-    child.wait()?;
-    Ok(child.id())
+/// A demo that was interrupted while Culvert and iperf3 ran.
+struct Interrupted {
+    demo: u32,
+    /// All that ran in a's namespace; the load shows nothing of the lab in its command line.
+    in_a: Vec<String>,
+}
+
+impl Interrupted {
+    fn by(signal: Signal) -> Result<Self> {
+        let mut child = Command::new(program("culvert-demo")?)
+            .args(["--seconds", "20"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let demo = child.id();
+        let socket = std::path::PathBuf::from(format!("{ROOT}/cv{demo}x0/b/keymgr.sock"));
+        wait_for("the demo to run", Duration::from_secs(60), || {
+            socket.exists()
+        })?;
+        // ping takes a second, then iperf3 runs.
+        std::thread::sleep(Duration::from_secs(3));
+        let pids = ip(&format!("netns pids cv{demo}x0-a"))?;
+        let in_a: Vec<String> = pids.split_whitespace().map(str::to_owned).collect();
+        kill(Pid::from_raw(demo.cast_signed()), signal)?;
+        child.wait()?;
+        ensure!(
+            in_a.len() >= 3,
+            "two daemons and a load run in a, not {in_a:?}"
+        );
+        Ok(Self { demo, in_a })
+    }
+
+    fn left(&self) -> Result<Vec<String>> {
+        let mut left = left_by(self.demo)?;
+        for pid in &self.in_a {
+            if let Ok(line) = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                && !line.is_empty()
+            {
+                left.push(line.replace('\0', " "));
+            }
+        }
+        Ok(left)
+    }
 }
 
 fn demo_interrupted_leaves_nothing() -> Result<()> {
-    let left = left_by(interrupted(Signal::SIGINT)?)?;
+    let left = Interrupted::by(Signal::SIGINT)?.left()?;
     ensure!(left.is_empty(), "left behind: {left:?}");
     Ok(())
 }
 
 fn demo_killed_is_cleaned_by_the_next() -> Result<()> {
-    let pid = interrupted(Signal::SIGKILL)?;
-    ensure!(!left_by(pid)?.is_empty(), "a killed demo cannot clean up");
+    let demo = Interrupted::by(Signal::SIGKILL)?;
+    ensure!(!demo.left()?.is_empty(), "a killed demo cannot clean up");
     drop(Lab::new(Plan::default())?);
-    let left = left_by(pid)?;
+    let left = demo.left()?;
     ensure!(left.is_empty(), "left behind: {left:?}");
     Ok(())
 }
@@ -155,27 +223,49 @@ fn bad_config_is_refused_and_what_ran_goes_on() -> Result<()> {
     let good = std::fs::read_to_string(&config)?;
     let cases = [
         ("key = \"", "key = \"00", "takes 36"),
-        ("cipher = \"aes256gcm16\"", "cipher = \"des\"", "there are aes128gcm16"),
+        (
+            "cipher = \"aes256gcm16\"",
+            "cipher = \"des\"",
+            "there are aes128gcm16",
+        ),
         ("spi = 0x2001", "spi = 0x1001", "there is no SA"),
-        ("esn = true", "esn = true\nreplay_window = 5000", "from 32 to 4096"),
-        ("source = \"192.0.2.1\"", "source = \"2001:db8::1\"", "different IP versions"),
+        (
+            "esn = true",
+            "esn = true\nreplay_window = 5000",
+            "from 32 to 4096",
+        ),
+        (
+            "source = \"192.0.2.1\"",
+            "source = \"2001:db8::1\"",
+            "different IP versions",
+        ),
     ];
     for (from, to, wanted) in cases {
         write_private(&config, &good.replacen(from, to, 1))?;
         let output = culvert(&lab.sides[0], &["reload"])?.output()?;
         let text = String::from_utf8_lossy(&output.stderr);
         ensure!(!output.status.success(), "{to} was taken");
-        ensure!(text.contains(wanted) && text.contains("keymgr.toml:"), "{to}: {text}");
-        ensure!(load::ping(&lab, 5)?.received == 5, "what ran did not go on after {to}");
+        ensure!(
+            text.contains(wanted) && text.contains("keymgr.toml:"),
+            "{to}: {text}"
+        );
+        ensure!(
+            load::ping(&lab, 5)?.received == 5,
+            "what ran did not go on after {to}"
+        );
     }
     lab.hup_keymgr(0)?;
     wait_for("the refusal in the status", Duration::from_secs(5), || {
-        lab.sides[0].keymgr_status().is_ok_and(|status| status.refused.is_some())
+        lab.sides[0]
+            .keymgr_status()
+            .is_ok_and(|status| status.refused.is_some())
     })?;
     write_private(&config, &good)?;
     lab.hup_keymgr(0)?;
     wait_for("the good file", Duration::from_secs(5), || {
-        lab.sides[0].keymgr_status().is_ok_and(|status| status.refused.is_none())
+        lab.sides[0]
+            .keymgr_status()
+            .is_ok_and(|status| status.refused.is_none())
     })?;
     ensure!(load::ping(&lab, 5)?.received == 5);
     Ok(())
@@ -200,14 +290,20 @@ fn daemons_run_once_and_as_root() -> Result<()> {
         }
         let output = again(&mut twice)?;
         let text = String::from_utf8_lossy(&output.stderr);
-        ensure!(!output.status.success() && text.contains("running already (process"), "{text}");
+        ensure!(
+            !output.status.success() && text.contains("running already (process"),
+            "{text}"
+        );
 
         let output = Command::new(&daemon).arg("--wrong").output()?;
         ensure!(output.status.code() == Some(2), "{output:?}");
     }
     // The built programs may lie where nobody but root can go.
     let copy = tempfile::tempdir()?;
-    let (open, program) = (copy.path().join("culvert-datapath"), program("culvert-datapath")?);
+    let (open, program) = (
+        copy.path().join("culvert-datapath"),
+        program("culvert-datapath")?,
+    );
     std::fs::copy(program, &open)?;
     std::fs::write(copy.path().join("datapath.toml"), "wire = 'x'\n")?;
     for path in [copy.path(), &open] {
@@ -222,7 +318,10 @@ fn daemons_run_once_and_as_root() -> Result<()> {
         .gid(65534)
         .output()?;
     let text = String::from_utf8_lossy(&output.stderr);
-    ensure!(!output.status.success() && text.contains("needs root"), "{text}");
+    ensure!(
+        !output.status.success() && text.contains("needs root"),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -238,7 +337,10 @@ fn status_and_reload() -> Result<()> {
     }
     let output = culvert(side, &["status", "--json"])?.output()?;
     let json: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    ensure!(json["datapath"]["sas"][1]["packets"].as_u64() >= Some(10), "{json}");
+    ensure!(
+        json["datapath"]["sas"][1]["packets"].as_u64() >= Some(10),
+        "{json}"
+    );
 
     let output = culvert(side, &["reload"])?.output()?;
     ensure!(output.status.success(), "{output:?}");

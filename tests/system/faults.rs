@@ -9,12 +9,26 @@ use culvert_packet::headers::{self, Kind};
 use culvert_tests::lab::{Lab, Plan};
 use culvert_tests::load;
 use culvert_tests::netns::wait_for;
-use culvert_tests::wire::{Capture, take_counts};
+use culvert_tests::wire::{Capture, inject, take_counts};
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("datapath_killed_under_load", datapath_killed_under_load),
-    ("key_manager_killed_under_load", key_manager_killed_under_load),
-    ("everything_dead_nothing_in_clear", everything_dead_nothing_in_clear),
+    (
+        "receiving_datapath_killed_under_load",
+        receiving_datapath_killed_under_load,
+    ),
+    (
+        "key_manager_killed_under_load",
+        key_manager_killed_under_load,
+    ),
+    (
+        "replays_are_known_after_a_restart",
+        replays_are_known_after_a_restart,
+    ),
+    (
+        "everything_dead_nothing_in_clear",
+        everything_dead_nothing_in_clear,
+    ),
 ];
 
 /// Every (SPI, extended sequence number) of the captured ESP packets, each of which may be there once; the
@@ -29,8 +43,14 @@ fn check_capture(packets: &[Vec<u8>]) -> Result<usize> {
             Kind::Esp(spi) => {
                 let at = headers.transport;
                 let numbers: [u8; 12] = packet[at + 4..at + 16].try_into()?;
-                ensure!(numbers[..4] == numbers[8..], "the IV is the sequence number");
-                ensure!(seen.insert((spi, numbers)), "SPI {spi:#x} sequence {numbers:?} twice");
+                ensure!(
+                    numbers[..4] == numbers[8..],
+                    "the IV is the sequence number"
+                );
+                ensure!(
+                    seen.insert((spi, numbers)),
+                    "SPI {spi:#x} sequence {numbers:?} twice"
+                );
             }
             Kind::Geneve => anyhow::bail!("Geneve in clear: {packet:02x?}"),
             _ => {}
@@ -56,7 +76,12 @@ fn under_load(
         .stdout(Stdio::piped())
         .spawn()?;
     let opened = |lab: &Lab| -> Result<u64> {
-        Ok(lab.sides[1].datapath_status()?.workers.iter().map(|worker| worker.opened).sum())
+        Ok(lab.sides[1]
+            .datapath_status()?
+            .workers
+            .iter()
+            .map(|worker| worker.opened)
+            .sum())
     };
     std::thread::sleep(Duration::from_secs(2));
     fault(&mut lab)?;
@@ -68,19 +93,28 @@ fn under_load(
         opened(&lab).is_ok_and(|now| now > before + 1000)
     })?;
     let pause = restarted.elapsed();
-    ensure!(pause < Duration::from_secs(1), "the stream went on only after {pause:?}");
+    ensure!(
+        pause < Duration::from_secs(1),
+        "the stream went on only after {pause:?}"
+    );
 
     let output = client.wait_with_output()?;
     server.wait()?;
     let throughput = load::parse(&String::from_utf8_lossy(&output.stdout))?;
-    ensure!(throughput.seconds > 6.0 && throughput.gbit_per_s > 0.0, "{throughput:?}");
+    ensure!(
+        throughput.seconds > 6.0 && throughput.gbit_per_s > 0.0,
+        "{throughput:?}"
+    );
     let counts = take_counts(&lab.underlay)?;
     ensure!(counts.plaintext_geneve.packets == 0, "{counts:?}");
     let mut total = 0;
     for capture in captures {
         total += check_capture(&capture?.finish()?)?;
     }
-    ensure!(total as u64 == counts.esp.packets, "{total} captured, {counts:?} counted");
+    ensure!(
+        total as u64 == counts.esp.packets,
+        "{total} captured, {counts:?} counted"
+    );
     ensure!(total > 10_000, "only {total} packets");
     Ok(())
 }
@@ -95,6 +129,16 @@ fn datapath_killed_under_load() -> Result<()> {
     )
 }
 
+fn receiving_datapath_killed_under_load() -> Result<()> {
+    under_load(
+        |lab| lab.kill_datapath(1),
+        |lab| {
+            lab.start_datapath(1)?;
+            lab.wait_for_protection(1)
+        },
+    )
+}
+
 fn key_manager_killed_under_load() -> Result<()> {
     under_load(
         |lab| lab.kill_keymgr(0),
@@ -103,6 +147,38 @@ fn key_manager_killed_under_load() -> Result<()> {
             lab.wait_for_protection(0)
         },
     )
+}
+
+/// What was accepted before a crash is not accepted after it.
+fn replays_are_known_after_a_restart() -> Result<()> {
+    let plan = Plan::default();
+    let mut lab = Lab::new(plan)?;
+    lab.start_culvert(plan)?;
+    let capture = Capture::start(&lab.home, &lab.underlay, "a0", 2000)?;
+    ensure!(load::ping(&lab, 50)?.received == 50);
+    let sealed = capture.finish()?;
+    ensure!(
+        sealed.len() == 50,
+        "{} of 50 requests captured",
+        sealed.len()
+    );
+    lab.kill_datapath(1)?;
+    lab.start_datapath(1)?;
+    lab.wait_for_protection(1)?;
+
+    inject(&lab.underlay, "b0", &sealed)?;
+    let refused = || -> Result<u64> {
+        let drops = lab.sides[1].datapath_status()?.drops;
+        Ok(drops["replayed"] + drops["too_old"])
+    };
+    let _ = wait_for("50 replays", Duration::from_secs(2), || {
+        refused().is_ok_and(|n| n >= 50)
+    });
+    let status = lab.sides[1].datapath_status()?;
+    ensure!(refused()? == 50, "{:?}", status.drops);
+    ensure!(status.workers[0].opened == 0, "a replay was accepted");
+    ensure!(load::ping(&lab, 10)?.received == 10);
+    Ok(())
 }
 
 fn everything_dead_nothing_in_clear() -> Result<()> {
@@ -137,7 +213,15 @@ fn everything_dead_nothing_in_clear() -> Result<()> {
     let ping = load::ping(&lab, 10)?;
     ensure!(ping.received == 10, "traffic does not flow again: {ping:?}");
     let sequence = lab.sides[0].datapath_status()?;
-    let out = sequence.sas.iter().find(|sa| sa.replay_window == 0).context("an SA")?;
-    ensure!(out.sequence >= 20, "the sequence began anew: {}", out.sequence);
+    let out = sequence
+        .sas
+        .iter()
+        .find(|sa| sa.replay_window == 0)
+        .context("an SA")?;
+    ensure!(
+        out.sequence >= 20,
+        "the sequence began anew: {}",
+        out.sequence
+    );
     Ok(())
 }

@@ -5,9 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use culvert_proto::sa::Cipher;
-use culvert_tests::lab::{Lab, Plan, SPIS, TUNNEL, program};
-use culvert_tests::netns::run;
+use culvert_tests::lab::{HOST_PORT, Lab, Plan, SPIS, program};
 use culvert_tests::load;
+use culvert_tests::netns::run;
 use culvert_tests::wire::Capture;
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
@@ -21,7 +21,9 @@ pub(crate) fn python() -> PathBuf {
 }
 
 fn script(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "interop", name].iter().collect()
+    [env!("CARGO_MANIFEST_DIR"), "interop", name]
+        .iter()
+        .collect()
 }
 
 fn scapy_agrees_on_captures() -> Result<()> {
@@ -38,7 +40,9 @@ fn scapy_agrees_on_captures() -> Result<()> {
 /// The key of an SA, from the file that the lab has made.
 fn key(lab: &Lab, spi: u32) -> Result<String> {
     let text = std::fs::read_to_string(lab.sides[0].folder.join("keymgr.toml"))?;
-    let (_, rest) = text.split_once(&format!("spi = {spi:#x}")).context("an SA")?;
+    let (_, rest) = text
+        .split_once(&format!("spi = {spi:#x}"))
+        .context("an SA")?;
     let (_, rest) = rest.split_once("key = \"").context("a key")?;
     Ok(rest.split('"').next().context("a key")?.to_owned())
 }
@@ -46,7 +50,12 @@ fn key(lab: &Lab, spi: u32) -> Result<String> {
 fn scapy_agrees_on_the_wire() -> Result<()> {
     for cipher in Cipher::ALL {
         for (esn, ipv6) in [(false, false), (true, false), (false, true), (true, true)] {
-            let plan = Plan { ipv6, cipher, esn, keep: false };
+            let plan = Plan {
+                ipv6,
+                cipher,
+                esn,
+                keep: false,
+            };
             on_the_wire(plan).with_context(|| format!("{plan:?}"))?;
         }
     }
@@ -58,17 +67,26 @@ fn on_the_wire(plan: Plan) -> Result<()> {
     lab.start_culvert(plan)?;
     let (cipher, esn) = (plan.cipher.name(), if plan.esn { "1" } else { "0" });
 
-    // What a's tunnel device sent is what scapy gets out of the frame on the wire.
-    let inner = Capture::start(&lab.home, &lab.sides[0].namespace, TUNNEL, 2000);
+    // What a's stack sent, byte for byte, is what scapy gets out of the frames on the wire.
+    let clear = Capture::at(&lab.home, &lab.sides[0].namespace, HOST_PORT, "out", 2000)?;
     let sealed = Capture::start(&lab.home, &lab.underlay, "a0", 2000)?;
     ensure!(load::ping(&lab, 5)?.received == 5);
-    drop(inner);
-    let file = sealed.file().to_owned();
-    ensure!(sealed.finish()?.len() >= 5);
+    let files = [sealed.file().to_owned(), clear.file().to_owned()];
+    let counts = [sealed.finish()?.len(), clear.finish()?.len()];
+    ensure!(
+        counts == [5, 5],
+        "captured on the wire and at the host port: {counts:?}"
+    );
     run(Command::new(python())
         .arg(script("wire.py"))
-        .args(["decrypt", cipher, esn, &SPIS[0].to_string(), &key(&lab, SPIS[0])?])
-        .arg(file))?;
+        .args([
+            "decrypt",
+            cipher,
+            esn,
+            &SPIS[0].to_string(),
+            &key(&lab, SPIS[0])?,
+        ])
+        .args(files))?;
 
     // What scapy seals arrives behind b's tunnel device, once.
     let b = &lab.sides[1];
@@ -95,13 +113,27 @@ fn on_the_wire(plan: Plan) -> Result<()> {
         .underlay
         .command(python())
         .arg(script("wire.py"))
-        .args(["inject", cipher, esn, &SPIS[0].to_string(), &key(&lab, SPIS[0])?])
+        .args([
+            "inject",
+            cipher,
+            esn,
+            &SPIS[0].to_string(),
+            &key(&lab, SPIS[0])?,
+        ])
         .args([outer_a.as_str(), outer_b.as_str(), "b0"]))?;
     let output = receiver.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(text.contains("sealed by scapy\nonce"), "b received: {text}");
     let status = lab.sides[1].datapath_status()?;
-    ensure!(status.drops["replayed"] == 1, "sent twice: {:?}", status.drops);
-    ensure!(status.drops["authentication_failed"] == 1, "one forged: {:?}", status.drops);
+    ensure!(
+        status.drops["replayed"] == 1,
+        "sent twice: {:?}",
+        status.drops
+    );
+    ensure!(
+        status.drops["authentication_failed"] == 1,
+        "one forged: {:?}",
+        status.drops
+    );
     Ok(())
 }

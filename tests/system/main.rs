@@ -5,6 +5,7 @@
 mod commands;
 mod faults;
 mod interop;
+mod rekey;
 mod wire;
 
 use std::process::{Command, Stdio};
@@ -23,6 +24,7 @@ fn main() {
         tests(&lab, commands::TESTS),
         tests(&lab, wire::TESTS),
         tests(&lab, faults::TESTS),
+        tests(&lab, rekey::TESTS),
         tests(&scapy, interop::TESTS),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
@@ -46,16 +48,23 @@ fn missing_for_lab() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("needs root, for namespaces and eBPF".to_owned());
     }
-    ["ip", "nft", "ethtool", "iperf3", "ping", "tcpdump", "sysctl"]
-        .into_iter()
-        .find(|program| !runs(Command::new(program).arg("--version")))
-        .map(|program| format!("there is no {program}"))
+    [
+        "ip", "nft", "ethtool", "iperf3", "ping", "tcpdump", "sysctl",
+    ]
+    .into_iter()
+    .find(|program| !runs(Command::new(program).arg("--version")))
+    .map(|program| format!("there is no {program}"))
 }
 
 fn missing_scapy() -> Option<String> {
     let python = interop::python();
     let works = runs(Command::new(&python).args(["-c", "import scapy.layers.ipsec, cryptography"]));
-    (!works).then(|| format!("{} has no scapy; `./dev setup` installs it", python.display()))
+    (!works).then(|| {
+        format!(
+            "{} has no scapy; `./dev setup` installs it",
+            python.display()
+        )
+    })
 }
 
 /// Whether a program can be started at all; what it makes of its arguments does not matter but for Python.

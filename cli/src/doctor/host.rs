@@ -3,6 +3,7 @@
 use culvert_proto::status::{DatapathStatus, KeymgrStatus};
 
 use super::Finding;
+use crate::ask::Trouble;
 
 pub(super) fn examine() -> Vec<Finding> {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -18,15 +19,26 @@ fn ciphers(cpuinfo: &str) -> Finding {
         .map(|(_, flags)| flags.split_whitespace().collect())
         .unwrap_or_default();
     let has = |wanted: &[&str]| wanted.iter().all(|flag| flags.contains(flag));
-    let there: Vec<_> = ["aes", "pclmulqdq", "pmull", "vaes", "vpclmulqdq", "avx2", "avx512f"]
-        .into_iter()
-        .filter(|flag| has(&[flag]))
-        .collect();
+    let there: Vec<_> = [
+        "aes",
+        "pclmulqdq",
+        "pmull",
+        "vaes",
+        "vpclmulqdq",
+        "avx2",
+        "avx512f",
+    ]
+    .into_iter()
+    .filter(|flag| has(&[flag]))
+    .collect();
     let there = there.join(" ");
     if has(&["vaes", "vpclmulqdq"]) || has(&["aes", "pmull"]) {
         Finding::ok("CPU", there)
     } else if has(&["aes", "pclmulqdq"]) {
-        Finding::ok("CPU", format!("{there} (one with VAES is about twice as fast)"))
+        Finding::ok(
+            "CPU",
+            format!("{there} (one with VAES is about twice as fast)"),
+        )
     } else {
         Finding::warn(
             "CPU",
@@ -61,14 +73,17 @@ fn irqbalance(running: &[String]) -> Finding {
 
 /// Whether the daemons run, and how well.
 pub(super) fn daemons(
-    datapath: &Result<DatapathStatus, String>,
-    keymgr: &Result<KeymgrStatus, String>,
+    datapath: &Result<DatapathStatus, Trouble>,
+    keymgr: &Result<KeymgrStatus, Trouble>,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     match datapath {
-        Err(text) => findings.push(down("datapath", text)),
+        Err(trouble) => findings.push(silent("datapath", trouble)),
         Ok(status) => {
-            findings.push(Finding::ok("datapath", format!("runs (process {})", status.pid)));
+            findings.push(Finding::ok(
+                "datapath",
+                format!("runs (process {})", status.pid),
+            ));
             // The host port is ours, a veth that has no zero-copy.
             for port in status.ports.iter().filter(|port| port.role == "wire") {
                 findings.push(mode(&port.interface, &port.xdp, &port.af_xdp));
@@ -76,12 +91,15 @@ pub(super) fn daemons(
         }
     }
     match keymgr {
-        Err(text) => findings.push(down("key manager", text)),
+        Err(trouble) => findings.push(silent("key manager", trouble)),
         Ok(status) => findings.push(match (&status.refused, &status.datapath_problem) {
             (None, None) => Finding::ok("key manager", format!("runs (process {})", status.pid)),
             (Some(text), _) => Finding::warn(
                 "key manager",
-                format!("the last load was refused: {}", text.replace('\n', "; ")),
+                format!(
+                    "not all is taken over from its source: {}",
+                    text.replace('\n', "; ")
+                ),
                 format!("mend {}, then: culvert reload", status.source),
             ),
             (None, Some(text)) => Finding::warn(
@@ -95,15 +113,11 @@ pub(super) fn daemons(
 }
 
 /// Culvert need not run yet on a machine that is looked at.
-fn down(check: &'static str, text: &str) -> Finding {
-    Finding::warn(
-        check,
-        text,
-        format!(
-            "systemctl start culvert-{}",
-            if check == "datapath" { "datapath" } else { "keymgr" }
-        ),
-    )
+fn silent(check: &'static str, trouble: &Trouble) -> Finding {
+    match trouble {
+        Trouble::Down { start, .. } => Finding::warn(check, "does not run", start),
+        Trouble::Other(text) => Finding::warn(check, text, "culvert status"),
+    }
 }
 
 fn mode(interface: &str, xdp: &str, af_xdp: &str) -> Finding {
@@ -133,7 +147,11 @@ mod tests {
     #[test]
     fn the_cpu_is_judged_by_its_flags() {
         for (flags, level, wanted) in [
-            ("flags\t\t: fpu aes pclmulqdq avx2 vaes vpclmulqdq", Level::Ok, "vaes"),
+            (
+                "flags\t\t: fpu aes pclmulqdq avx2 vaes vpclmulqdq",
+                Level::Ok,
+                "vaes",
+            ),
             ("flags : aes pclmulqdq avx2", Level::Ok, "twice as fast"),
             ("Features : fp asimd aes pmull sha1", Level::Ok, "pmull"),
             ("flags : fpu sse2", Level::Warn, "slow"),
@@ -156,13 +174,24 @@ mod tests {
     fn slow_modes_are_said() {
         assert_eq!(mode("eth1", "native", "zero-copy").level, Level::Ok);
         assert!(mode("eth1", "native", "copy").found.contains("copied"));
-        assert!(mode("eth1", "generic", "copy").mend.unwrap().contains("native XDP"));
+        assert!(
+            mode("eth1", "generic", "copy")
+                .mend
+                .unwrap()
+                .contains("native XDP")
+        );
     }
 
     #[test]
     fn daemons_that_do_not_run_can_be_started() {
-        let findings = daemons(&Err("x".to_owned()), &Err("y".to_owned()));
-        assert_eq!(findings[0].mend.as_deref(), Some("systemctl start culvert-datapath"));
-        assert_eq!(findings[1].mend.as_deref(), Some("systemctl start culvert-keymgr"));
+        let down = Trouble::Down {
+            program: "x",
+            socket: "x.sock".into(),
+            start: "systemctl start x".to_owned(),
+        };
+        let other = Trouble::Other("culvert-keymgr: no answer".to_owned());
+        let findings = daemons(&Err(down), &Err(other));
+        assert_eq!(findings[0].mend.as_deref(), Some("systemctl start x"));
+        assert!(findings[1].found.contains("no answer"));
     }
 }

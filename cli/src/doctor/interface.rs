@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::Finding;
 use super::links::{self, Kind, Link};
 use super::probe::{self, Queues};
-use super::Finding;
 
 /// IP, UDP, Geneve without options, and the inner Ethernet header: over IPv4 and over IPv6.
 const GENEVE: [u32; 2] = [20 + 8 + 8 + 14, 40 + 8 + 8 + 14];
@@ -21,7 +21,11 @@ pub(super) fn examine(wire: &str, host_port: &str) -> Vec<Finding> {
     let links = match links::all() {
         Ok(links) => links,
         Err(error) => {
-            return vec![Finding::fail("NIC", format!("netlink: {error}"), "ip link show")];
+            return vec![Finding::fail(
+                "NIC",
+                format!("netlink: {error}"),
+                "ip link show",
+            )];
         }
     };
     let find = |name: &str| links.iter().find(|link| link.name == name);
@@ -37,20 +41,30 @@ pub(super) fn examine(wire: &str, host_port: &str) -> Vec<Finding> {
         up(nic),
         match probe::queues(wire) {
             Ok(found) => queues(wire, found, u32::try_from(cores).unwrap_or(u32::MAX)),
-            Err(error) => Finding::warn("queues", format!("{wire}: {error}"), format!("ethtool -l {wire}")),
+            Err(error) => Finding::warn(
+                "queues",
+                format!("{wire}: {error}"),
+                format!("ethtool -l {wire}"),
+            ),
         },
         match probe::features(wire) {
             Ok(found) => wire_offloads(nic, &found, &links),
-            Err(error) => Finding::warn("offloads", format!("{wire}: {error}"), format!("ethtool -k {wire}")),
+            Err(error) => Finding::warn(
+                "offloads",
+                format!("{wire}: {error}"),
+                format!("ethtool -k {wire}"),
+            ),
         },
     ];
     findings.extend(mtu(nic, &links));
     if find(host_port).is_some() {
         findings.push(match probe::features(host_port) {
             Ok(found) => host_offloads(host_port, &found),
-            Err(error) => {
-                Finding::warn("offloads", format!("{host_port}: {error}"), format!("ethtool -k {host_port}"))
-            }
+            Err(error) => Finding::warn(
+                "offloads",
+                format!("{host_port}: {error}"),
+                format!("ethtool -k {host_port}"),
+            ),
         });
         findings.push(rp_filter(host_port, &conf("all"), &conf(host_port)));
     } else {
@@ -74,7 +88,11 @@ fn up(nic: &Link) -> Finding {
     if nic.up {
         Finding::ok("NIC", format!("{name} is up"))
     } else {
-        Finding::fail("NIC", format!("{name} is down"), format!("ip link set {name} up"))
+        Finding::fail(
+            "NIC",
+            format!("{name} is down"),
+            format!("ip link set {name} up"),
+        )
     }
 }
 
@@ -103,12 +121,19 @@ fn queues(wire: &str, queues: Queues, cores: u32) -> Finding {
 fn wire_offloads(nic: &Link, features: &BTreeMap<String, bool>, links: &[Link]) -> Finding {
     let wire = &nic.name;
     let on = |name: &str| features.get(name) == Some(&true);
-    let tagged = links.iter().any(|link| link.kind == Kind::Vlan { lower: nic.index });
+    let tagged = links
+        .iter()
+        .any(|link| link.kind == Kind::Vlan { lower: nic.index });
     let mut bad = Vec::new();
     let mut commands = Vec::new();
     for (name, command, why, matters) in [
         ("rx-lro", "lro off", "XDP sees packets put together", true),
-        ("rx-gro-hw", "rx-gro-hw off", "XDP sees packets put together", true),
+        (
+            "rx-gro-hw",
+            "rx-gro-hw off",
+            "XDP sees packets put together",
+            true,
+        ),
         (
             "rx-vlan-hw-parse",
             "rxvlan off",
@@ -133,16 +158,26 @@ fn wire_offloads(nic: &Link, features: &BTreeMap<String, bool>, links: &[Link]) 
 }
 
 fn host_offloads(host_port: &str, features: &BTreeMap<String, bool>) -> Finding {
-    let on: Vec<_> = ["tx-checksum-ip-generic", "tx-checksum-ipv4", "tx-checksum-ipv6"]
-        .into_iter()
-        .filter(|name| features.get(*name) == Some(&true))
-        .collect();
+    let on: Vec<_> = [
+        "tx-checksum-ip-generic",
+        "tx-checksum-ipv4",
+        "tx-checksum-ipv6",
+    ]
+    .into_iter()
+    .filter(|name| features.get(*name) == Some(&true))
+    .collect();
     if on.is_empty() {
-        Finding::ok("offloads", format!("{host_port}: checksums are computed before AF_XDP"))
+        Finding::ok(
+            "offloads",
+            format!("{host_port}: checksums are computed before AF_XDP"),
+        )
     } else {
         Finding::fail(
             "offloads",
-            format!("{host_port}: {} on: what is sealed has wrong checksums inside", on.join(", ")),
+            format!(
+                "{host_port}: {} on: what is sealed has wrong checksums inside",
+                on.join(", ")
+            ),
             format!("ethtool -K {host_port} tx off"),
         )
     }
@@ -198,7 +233,10 @@ fn mtu(nic: &Link, links: &[Link]) -> Vec<Finding> {
         findings.push(if link.mtu >= UNLIMITED {
             Finding::ok(
                 "MTU",
-                format!("{name}: {}, no limit of its own: what counts is the guests' MTU", link.mtu),
+                format!(
+                    "{name}: {}, no limit of its own: what counts is the guests' MTU",
+                    link.mtu
+                ),
             )
         } else if link.mtu > limit {
             Finding::fail(
@@ -239,7 +277,10 @@ mod tests {
         let finding = tunnel(1414, Some(false));
         assert_eq!(finding.level, Level::Fail);
         assert_eq!(finding.mend.as_deref(), Some("ip link set gnv0 mtu 1413"));
-        assert_eq!(tunnel(1413, None).mend.as_deref(), Some("ip link set gnv0 mtu 1393"));
+        assert_eq!(
+            tunnel(1413, None).mend.as_deref(),
+            Some("ip link set gnv0 mtu 1393")
+        );
         assert_eq!(tunnel(1393, Some(true)).level, Level::Ok);
         assert!(tunnel(65_000, None).found.contains("guests' MTU"));
     }
@@ -256,7 +297,11 @@ mod tests {
     fn jumbo_frames_end_at_the_host_port() {
         let findings = mtu(&link("eth1", 9000, Kind::Other), &[]);
         assert_eq!(findings[0].level, Level::Warn);
-        assert!(findings[0].found.contains("3448 over IPv4, 3428 over IPv6"), "{}", findings[0].found);
+        assert!(
+            findings[0].found.contains("3448 over IPv4, 3428 over IPv6"),
+            "{}",
+            findings[0].found
+        );
     }
 
     #[test]
@@ -264,21 +309,38 @@ mod tests {
         let level = |used, most, cores| queues("eth1", Queues { used, most }, cores);
         assert_eq!(level(4, 8, 4).level, Level::Ok);
         assert_eq!(level(1, 1, 4).level, Level::Ok);
-        assert_eq!(level(8, 8, 4).mend.as_deref(), Some("ethtool -L eth1 combined 4"));
-        assert_eq!(level(2, 3, 4).mend.as_deref(), Some("ethtool -L eth1 combined 3"));
+        assert_eq!(
+            level(8, 8, 4).mend.as_deref(),
+            Some("ethtool -L eth1 combined 4")
+        );
+        assert_eq!(
+            level(2, 3, 4).mend.as_deref(),
+            Some("ethtool -L eth1 combined 3")
+        );
     }
 
     #[test]
     fn offloads_that_change_packets_are_named() {
         let nic = link("eth1", 1500, Kind::Other);
-        let features = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), true)).collect();
-        assert_eq!(wire_offloads(&nic, &features(&["rx-gro"]), &[]).level, Level::Ok);
+        let features = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| ((*name).to_owned(), true))
+                .collect()
+        };
+        assert_eq!(
+            wire_offloads(&nic, &features(&["rx-gro"]), &[]).level,
+            Level::Ok
+        );
         let finding = wire_offloads(&nic, &features(&["rx-lro", "rx-vlan-hw-parse"]), &[]);
         assert_eq!(finding.mend.as_deref(), Some("ethtool -K eth1 lro off"));
         let vlan = [link("eth1.5", 1500, Kind::Vlan { lower: 7 })];
         let finding = wire_offloads(&nic, &features(&["rx-vlan-hw-parse"]), &vlan);
         assert_eq!(finding.mend.as_deref(), Some("ethtool -K eth1 rxvlan off"));
-        assert_eq!(host_offloads("cv", &features(&["tx-checksum-ip-generic"])).level, Level::Fail);
+        assert_eq!(
+            host_offloads("cv", &features(&["tx-checksum-ip-generic"])).level,
+            Level::Fail
+        );
         assert_eq!(host_offloads("cv", &features(&[])).level, Level::Ok);
     }
 

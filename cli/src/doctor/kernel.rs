@@ -94,7 +94,10 @@ fn capabilities(status: &str) -> Finding {
         .map(|(_, name)| *name)
         .collect();
     if lacking.is_empty() {
-        Finding::ok("capabilities", CAPABILITIES.map(|(_, name)| name).join(", "))
+        Finding::ok(
+            "capabilities",
+            CAPABILITIES.map(|(_, name)| name).join(", "),
+        )
     } else {
         Finding::fail(
             "capabilities",
@@ -135,8 +138,15 @@ fn tcx(result: io::Result<bool>) -> Finding {
 fn bpffs() -> Finding {
     const PATH: &str = "/sys/fs/bpf";
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if !known.lines().any(|line| line.split_whitespace().last() == Some("bpf")) {
-        return Finding::fail("bpffs", "the kernel has none", "boot a kernel with CONFIG_BPF_SYSCALL");
+    if !known
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some("bpf"))
+    {
+        return Finding::fail(
+            "bpffs",
+            "the kernel has none",
+            "boot a kernel with CONFIG_BPF_SYSCALL",
+        );
     }
     match statfs(Path::new(PATH)) {
         Ok(stat) if stat.filesystem_type() == BPF_FS_MAGIC => {
@@ -184,7 +194,12 @@ mod tests {
     fn what_is_not_allowed_is_told_from_what_is_not_there() {
         let refused = trial("x", "", Err(io::Error::from_raw_os_error(libc::EPERM)), "y");
         assert!(refused.mend.unwrap().contains("seccomp"));
-        let absent = trial("x", "", Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)), "y");
+        let absent = trial(
+            "x",
+            "",
+            Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
+            "y",
+        );
         assert_eq!(absent.mend.unwrap(), "boot y");
         assert_eq!(tcx(Ok(false)).level, Level::Warn);
         assert_eq!(jit("0\n").level, Level::Warn);

@@ -35,8 +35,7 @@ pub(super) fn all() -> io::Result<Vec<Link>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request =
-        NetlinkMessage::from(RouteNetlinkMessage::GetLink(LinkMessage::default()));
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(LinkMessage::default()));
     request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     request.finalize();
     let mut buffer = vec![0; request.buffer_len()];

@@ -1,5 +1,8 @@
 //! Asking the kernel, by system calls that change nothing.
-#![expect(unsafe_code, reason = "bpf(2), socket(2) and ethtool's ioctl have no safe wrapper here")]
+#![expect(
+    unsafe_code,
+    reason = "bpf(2), socket(2) and ethtool's ioctl have no safe wrapper here"
+)]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -62,7 +65,10 @@ pub(super) fn load_program(program_type: u32) -> io::Result<OwnedFd> {
     words[2..4].copy_from_slice(&halves(instructions.as_ptr().addr() as u64));
     words[4..6].copy_from_slice(&halves(license.as_ptr().addr() as u64));
     // The kernel reads through these addresses.
-    let _ = (instructions.as_ptr().expose_provenance(), license.as_ptr().expose_provenance());
+    let _ = (
+        instructions.as_ptr().expose_provenance(),
+        license.as_ptr().expose_provenance(),
+    );
     bpf(PROGRAM_LOAD, Attribute(words))
 }
 
@@ -120,7 +126,9 @@ pub(super) fn queues(interface: &str) -> io::Result<Queues> {
             used: (words[5] + words[8]).max(1),
             most: (words[1] + words[4]).max(1),
         }),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Queues { used: 1, most: 1 }),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            Ok(Queues { used: 1, most: 1 })
+        }
         Err(error) => Err(error),
     }
 }
@@ -139,7 +147,10 @@ pub(super) fn features(interface: &str) -> io::Result<BTreeMap<String, bool>> {
     let mut strings = vec![0; 3 + text_words];
     strings[..3].copy_from_slice(&[GET_STRINGS, STRINGS_FEATURES, count]);
     ethtool(interface, &mut strings)?;
-    let text: Vec<u8> = strings[3..].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let text: Vec<u8> = strings[3..]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
 
     // struct ethtool_gfeatures: cmd, size, then of each block: available, requested, active, never_changed
     let mut states = vec![0; 2 + 4 * blocks as usize];
@@ -147,7 +158,10 @@ pub(super) fn features(interface: &str) -> io::Result<BTreeMap<String, bool>> {
     ethtool(interface, &mut states)?;
 
     let names = text.chunks_exact(STRING_LENGTH).map(|name| {
-        let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+        let end = name
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(name.len());
         String::from_utf8_lossy(&name[..end]).into_owned()
     });
     let active = |number: usize| states[2 + number / 32 * 4 + 2] >> (number % 32) & 1 == 1;
@@ -195,7 +209,10 @@ mod tests {
 
     #[test]
     fn an_unknown_interface_is_an_error() {
-        assert_eq!(features("culvert-none").unwrap_err().raw_os_error(), Some(libc::ENODEV));
+        assert_eq!(
+            features("culvert-none").unwrap_err().raw_os_error(),
+            Some(libc::ENODEV)
+        );
         assert!(features("a-name-that-is-too-long").is_err());
     }
 }

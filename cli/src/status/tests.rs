@@ -25,7 +25,12 @@ fn policy(host: u8, outbound: Option<u32>) -> PolicyStatus {
         remote: format!("192.0.2.{host}").parse().unwrap(),
         outbound: outbound.map(|spi| Spi::new(spi).unwrap()),
         inbound: vec![Spi::new(0x2001).unwrap()],
-        protected_by: if outbound.is_some() { "culvert" } else { "none (dropping)" }.to_owned(),
+        protected_by: if outbound.is_some() {
+            "culvert"
+        } else {
+            "none (dropping)"
+        }
+        .to_owned(),
     }
 }
 
@@ -53,7 +58,10 @@ fn datapath() -> DatapathStatus {
             opened: 18,
             sleeps: 4,
         }],
-        sas: vec![sa(0x1001, Direction::Out, 99, true), sa(0x2001, Direction::In, 98, false)],
+        sas: vec![
+            sa(0x1001, Direction::Out, 99, true),
+            sa(0x2001, Direction::In, 98, false),
+        ],
         policies: vec![policy(2, Some(0x1001))],
         drops: [("malformed".to_owned(), 3), ("replayed".to_owned(), 0)].into(),
     }
@@ -74,35 +82,65 @@ fn keymgr() -> KeymgrStatus {
     }
 }
 
+fn down(program: &'static str) -> Trouble {
+    Trouble::Down {
+        program,
+        socket: "x.sock".into(),
+        start: "x".to_owned(),
+    }
+}
+
 #[test]
 fn a_good_state_fits_on_a_screen() {
     let report = Report::new(Ok(datapath()), Ok(keymgr()));
     assert_eq!(report.problems, [""; 0]);
     let text = view::text(&report, false);
     for wanted in [
-        "culvert-datapath 0.1.0", "1 min 15 s", "in sync", "eth1", "zero-copy", "culvert", "0x00001001",
-        "aes256gcm16 esn", "7.0 kB", "1024", "malformed", "contradicting",
+        "culvert-datapath 0.1.0",
+        "1 min 15 s",
+        "in sync",
+        "eth1",
+        "zero-copy",
+        "culvert",
+        "0x00001001",
+        "aes256gcm16 esn",
+        "7.0 kB",
+        "1024",
+        "malformed",
+        "contradicting",
     ] {
         assert!(text.contains(wanted), "{wanted}:\n{text}");
     }
-    assert!(!text.contains("replayed") && !text.contains("Problems"), "{text}");
+    assert!(
+        !text.contains("replayed") && !text.contains("Problems"),
+        "{text}"
+    );
     assert!(text.is_ascii() && text.lines().count() < 24, "{text}");
 }
 
 #[test]
 fn one_daemon_is_enough() {
-    let report = Report::new(Err("culvert-datapath is not running".to_owned()), Ok(keymgr()));
+    let report = Report::new(Err(down("culvert-datapath")), Ok(keymgr()));
     let text = view::text(&report, false);
-    assert!(text.contains("down") && text.contains("culvert-datapath is not running"), "{text}");
+    assert!(
+        text.contains("down") && text.contains("culvert-datapath is not running"),
+        "{text}"
+    );
     assert!(text.contains("/etc/culvert/keymgr.toml"), "{text}");
     let json = serde_json::to_value(&report).unwrap();
     assert!(json["datapath"].is_null() && json["keymgr"]["pid"] == 11);
     assert_eq!(json["problems"].as_array().unwrap().len(), 1);
 
-    let report = Report::new(Ok(datapath()), Err("culvert-keymgr is not running".to_owned()));
+    let report = Report::new(Ok(datapath()), Err(down("culvert-keymgr")));
     let text = view::text(&report, false);
-    assert!(text.contains("eth1") && text.contains("culvert-keymgr is not running"), "{text}");
-    assert_eq!(serde_json::to_value(&report).unwrap()["datapath"]["sas"][0]["spi"], 0x1001);
+    assert!(
+        text.contains("eth1") && text.contains("culvert-keymgr is not running"),
+        "{text}"
+    );
+    assert_eq!(
+        serde_json::to_value(&report).unwrap()["datapath"]["sas"][0]["spi"],
+        0x1001
+    );
 }
 
 #[test]
@@ -123,8 +161,12 @@ fn what_is_not_well_is_said() {
     assert_eq!(report.problems.len(), 4, "{:?}", report.problems);
     let text = view::text(&report, false);
     for wanted in [
-        "no room", "x.toml:2: b", "192.0.2.77 is blocked", "0x00001002 out to 192.0.2.2 has 9 sequence",
-        "and 27 more policies", "NOT in sync",
+        "no room",
+        "x.toml:2: b",
+        "192.0.2.77 is blocked",
+        "SA 0x00001002 out has 9 sequence",
+        "and 27 more policies",
+        "NOT in sync",
     ] {
         assert!(text.contains(wanted), "{wanted}:\n{text}");
     }
@@ -141,5 +183,8 @@ fn encapsulation_shows_its_ports() {
         destination_port: 4501,
     });
     let text = view::text(&Report::new(Ok(datapath), Ok(keymgr())), false);
-    assert!(text.contains("192.0.2.1:4500") && text.contains("192.0.2.2:4501"), "{text}");
+    assert!(
+        text.contains("192.0.2.1:4500") && text.contains("192.0.2.2:4501"),
+        "{text}"
+    );
 }

@@ -30,38 +30,53 @@ pub(super) fn text(report: &Report, all: bool) -> String {
 
 fn daemons(report: &Report) -> String {
     let mut table = Table::new(&["DAEMON", ">PID", ">UP", ""]);
-    let mut row = |program: &str, daemon: Option<(u32, f64)>, note: String| {
-        let (pid, up) = daemon.map_or(("-".to_owned(), "down".to_owned()), |(pid, seconds)| {
-            (pid.to_string(), duration(seconds))
-        });
+    let mut row = |program: &str, pid: String, up: String, note: String| {
         table.row([program.to_owned(), pid, up, note]);
     };
     match &report.datapath {
         Some(status) => row(
             &status.program,
-            Some((status.pid, status.uptime_seconds)),
+            status.pid.to_string(),
+            duration(status.uptime_seconds),
             format!("AEAD by {}", status.aead),
         ),
-        None => row(DATAPATH, None, String::new()),
+        None => row(
+            DATAPATH,
+            "-".to_owned(),
+            report.absence[0].to_owned(),
+            String::new(),
+        ),
     }
     match &report.keymgr {
         Some(status) => row(
             &status.program,
-            Some((status.pid, status.uptime_seconds)),
+            status.pid.to_string(),
+            duration(status.uptime_seconds),
             keymgr(status),
         ),
-        None => row(KEYMGR, None, String::new()),
+        None => row(
+            KEYMGR,
+            "-".to_owned(),
+            report.absence[1].to_owned(),
+            String::new(),
+        ),
     }
     table.text()
 }
 
 fn keymgr(status: &KeymgrStatus) -> String {
     format!(
-        "{}: {} SAs, {} policies; datapath {}",
+        "{}: {} SA{}, {} polic{}; datapath {}",
         status.source,
         status.sas,
+        if status.sas == 1 { "" } else { "s" },
         status.policies,
-        if status.datapath_in_sync { "in sync" } else { "NOT in sync" }
+        if status.policies == 1 { "y" } else { "ies" },
+        if status.datapath_in_sync {
+            "in sync"
+        } else {
+            "NOT in sync"
+        }
     )
 }
 
@@ -82,7 +97,14 @@ fn ports(status: &DatapathStatus) -> String {
 
 fn workers(status: &DatapathStatus) -> String {
     let mut table = Table::new(&[
-        "WORKER", ">CORE", ">CPU s", ">FROM HOST", ">FROM WIRE", ">SEALED", ">OPENED", ">SLEEPS",
+        "WORKER",
+        ">CORE",
+        ">CPU s",
+        ">FROM HOST",
+        ">FROM WIRE",
+        ">SEALED",
+        ">OPENED",
+        ">SLEEPS",
     ]);
     for worker in &status.workers {
         table.row([
@@ -119,7 +141,9 @@ fn policies(status: &DatapathStatus, all: bool) -> String {
             policy.local.to_string(),
             policy.remote.to_string(),
             policy.protected_by.clone(),
-            policy.outbound.map_or("-".to_owned(), |spi| spi.to_string()),
+            policy
+                .outbound
+                .map_or("-".to_owned(), |spi| spi.to_string()),
             inbound,
         ]);
     }
@@ -128,7 +152,15 @@ fn policies(status: &DatapathStatus, all: bool) -> String {
 
 fn sas(status: &DatapathStatus, all: bool) -> String {
     let mut table = Table::new(&[
-        "SPI", "DIR", "FROM", "TO", "CIPHER", ">PACKETS", ">BYTES", ">SEQUENCE", ">WINDOW",
+        "SPI",
+        "DIR",
+        "FROM",
+        "TO",
+        "CIPHER",
+        ">PACKETS",
+        ">BYTES",
+        ">SEQUENCE",
+        ">WINDOW",
     ]);
     let shown = if all { status.sas.len() } else { ROWS };
     for sa in status.sas.iter().take(shown) {
@@ -176,7 +208,11 @@ fn drops(status: &DatapathStatus) -> String {
     let counted = |name: &str| status.drops.get(name).copied().filter(|count| *count > 0);
     for reason in DropReason::ALL {
         if let Some(count) = counted(reason.name()) {
-            table.row([reason.name().to_owned(), count.to_string(), reason.help().to_owned()]);
+            table.row([
+                reason.name().to_owned(),
+                count.to_string(),
+                reason.help().to_owned(),
+            ]);
         }
     }
     let text = table.text();
@@ -194,7 +230,11 @@ fn problems(report: &Report) -> String {
     for (number, problem) in report.problems.iter().enumerate() {
         if number == ROWS {
             // Writing to a string does not fail.
-            let _ = writeln!(text, "  and {} more; --json has them", report.problems.len() - ROWS);
+            let _ = writeln!(
+                text,
+                "  and {} more; --json has them",
+                report.problems.len() - ROWS
+            );
             break;
         }
         let _ = writeln!(text, "  {}", problem.replace('\n', "\n    "));

@@ -163,8 +163,6 @@ pub struct XskPort {
     completion: CompQueue,
     scratch: Box<[FrameDesc; SCRATCH]>,
     queued: Vec<FrameDesc>,
-    /// Frames with the kernel for receiving.
-    filled: u32,
     /// Frames with the kernel for sending.
     sending: u32,
     refused: u64,
@@ -207,7 +205,6 @@ impl XskPort {
             completion,
             scratch: Box::new([FrameDesc::default(); SCRATCH]),
             queued: Vec::with_capacity(RING as usize),
-            filled: 0,
             sending: 0,
             refused: 0,
         })
@@ -242,10 +239,12 @@ impl XskPort {
 
     /// Gives the kernel free frames to receive into.
     fn refill(&mut self, pool: &mut Pool) {
-        while self.filled < RING {
-            let room = (RING - self.filled).min(SCRATCH as u32) as usize;
+        // The ring itself says how much room it has. To count what was received would say too much: the
+        // kernel shows packets in the RX ring before it gives up their places in this one (xsk_flush).
+        let mut room = self.fill.nb_free_exact() as usize;
+        while room > 0 {
             let mut count = 0;
-            while count < room {
+            while count < room.min(SCRATCH) {
                 let Some(frame) = pool.take() else { break };
                 let index = pool.lend(frame);
                 let Some(descriptor) = self.descriptors.get(index, HEADROOM) else {
@@ -257,11 +256,11 @@ impl XskPort {
             if count == 0 {
                 break;
             }
-            // SAFETY: the frames were just lent, and nobody else has them. The ring takes them all: it has
-            // room for RING descriptors, and `filled` counts those that the kernel has not used.
+            // SAFETY: the frames were just lent, and nobody else has them.
             let taken = unsafe { self.fill.produce(&self.scratch[..count]) };
+            // Only we put in, so the room cannot have become less.
             debug_assert_eq!(taken, count);
-            self.filled += count as u32;
+            room -= count;
         }
         if self.fill.needs_wakeup() {
             // A failure to wake shows as packets that do not arrive; the next turn tries again.
@@ -303,7 +302,6 @@ impl Port for XskPort {
             let frame = unsafe { pool.reclaim(index as u32, offset, length) };
             batch.extend(frame);
         }
-        self.filled -= count as u32;
         self.refill(pool);
         count
     }

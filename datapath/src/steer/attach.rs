@@ -99,7 +99,11 @@ fn attach_xdp(
     mode: &'static str,
     pin: &Path,
 ) -> Result<()> {
-    let flags = if mode == NATIVE { XdpMode::Driver } else { XdpMode::Skb };
+    let flags = if mode == NATIVE {
+        XdpMode::Driver
+    } else {
+        XdpMode::Skb
+    };
     let id = program.attach(interface, flags).map_err(|error| {
         let error = anyhow!(error);
         match errno(&error) {
@@ -167,7 +171,9 @@ fn egress_by_clsact(program: &mut SchedClassifier, interface: &str) -> Result<()
         });
         program
             .attach_with_options(interface, TcAttachType::Egress, options)
-            .with_context(|| format!("tc program cannot be attached to the egress of {interface}"))?
+            .with_context(|| {
+                format!("tc program cannot be attached to the egress of {interface}")
+            })?
     };
     // Dropping the link would detach the filter.
     std::mem::forget(program.take_link(id)?);
@@ -232,7 +238,10 @@ fn look_after_others(pins: &Path, program: &str, index: u32) -> Result<()> {
         if other == index {
             continue;
         }
-        if interfaces.iter().any(|interface| interface.index() == other) {
+        if interfaces
+            .iter()
+            .any(|interface| interface.index() == other)
+        {
             warn!(
                 "{} is of another interface than the one that is set now, and goes on protecting it; \
                  remove the file if it should not",

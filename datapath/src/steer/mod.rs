@@ -72,7 +72,8 @@ impl Steering {
     pub fn attach(config: &SteeringConfig) -> Result<Self> {
         make_bpffs(&config.pins)?;
         let maps = config.maps();
-        std::fs::create_dir_all(&maps).with_context(|| format!("cannot make {}", maps.display()))?;
+        std::fs::create_dir_all(&maps)
+            .with_context(|| format!("cannot make {}", maps.display()))?;
         pinned::prepare(culvert_ebpf::STEER, &maps)?;
         let mut programs = EbpfLoader::new()
             .default_map_pin_directory(&maps)

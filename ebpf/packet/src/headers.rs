@@ -119,10 +119,7 @@ pub fn walk<P: Packet + ?Sized>(packet: &P) -> Result<Headers, Stop> {
 #[inline(always)]
 pub fn addresses<P: Packet + ?Sized>(packet: &P) -> Option<(Address, Address)> {
     match find_ip(packet)? {
-        (Version::V4, at) => Some((
-            mapped(packet.read(at + 12)?),
-            mapped(packet.read(at + 16)?),
-        )),
+        (Version::V4, at) => Some((mapped(packet.read(at + 12)?), mapped(packet.read(at + 16)?))),
         (Version::V6, at) => Some((packet.read(at + 8)?, packet.read(at + 24)?)),
     }
 }

@@ -142,12 +142,7 @@ pub fn decap(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn strip(
-    ctx: &TcContext,
-    packet: &Tc<'_>,
-    settings: &GeneveSettings,
-    ip: usize,
-) -> Option<i32> {
+fn strip(ctx: &TcContext, packet: &Tc<'_>, settings: &GeneveSettings, ip: usize) -> Option<i32> {
     let inner: [u8; ETHERNET] = packet.read(ETHERNET + ip + TUNNEL)?;
     let version = match u16::from_be_bytes([inner[12], inner[13]]) {
         ETH_IPV4 => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,

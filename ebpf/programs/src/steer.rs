@@ -143,7 +143,9 @@ pub fn egress(ctx: TcContext) -> i32 {
         Err(Stop::NotIp) => return TC_ACT_UNSPEC,
         Err(Stop::Malformed) => {
             return match headers::addresses(&packet) {
-                Some((_, destination)) if protects(destination) => refuse(DropReason::EgressMalformed),
+                Some((_, destination)) if protects(destination) => {
+                    refuse(DropReason::EgressMalformed)
+                }
                 _ => TC_ACT_UNSPEC,
             };
         }

@@ -44,7 +44,9 @@ pub enum ChannelError {
     #[error("peer with user id {0} refused: only root may speak here")]
     Stranger(u32),
     /// Another release.
-    #[error("{theirs} speaks protocol version {their_version}, this is version {VERSION}; install the same release of all of Culvert and restart it")]
+    #[error(
+        "{theirs} speaks protocol version {their_version}, this is version {VERSION}; install the same release of all of Culvert and restart it"
+    )]
     Version {
         /// The other program.
         theirs: String,
@@ -123,7 +125,11 @@ impl Channel {
             if source.kind() == io::ErrorKind::PermissionDenied {
                 ChannelError::Denied { path }
             } else {
-                ChannelError::Absent { path, program, source }
+                ChannelError::Absent {
+                    path,
+                    program,
+                    source,
+                }
             }
         })?;
         Self::new(stream)
@@ -166,7 +172,11 @@ impl Channel {
         self.transmit(message, &[descriptor.as_raw_fd()])
     }
 
-    fn transmit<T: Serialize>(&mut self, message: &T, descriptors: &[i32]) -> Result<(), ChannelError> {
+    fn transmit<T: Serialize>(
+        &mut self,
+        message: &T,
+        descriptors: &[i32],
+    ) -> Result<(), ChannelError> {
         // Sized first, written once: no copy of a key is left behind by a buffer that grew.
         let size = postcard::experimental::serialized_size(message)?;
         let length = u32::try_from(size)
@@ -177,7 +187,11 @@ impl Channel {
         buffer[..4].copy_from_slice(&length.to_le_bytes());
         postcard::to_slice(message, &mut buffer[4..])?;
         let rights = [ControlMessage::ScmRights(descriptors)];
-        let mut control = if descriptors.is_empty() { &[][..] } else { &rights[..] };
+        let mut control = if descriptors.is_empty() {
+            &[][..]
+        } else {
+            &rights[..]
+        };
         let mut sent = 0;
         while sent < buffer.len() {
             let part = [IoSlice::new(&buffer[sent..])];
@@ -220,7 +234,10 @@ impl Channel {
         self.receive_within(false)?.ok_or(ChannelError::Closed)
     }
 
-    fn receive_within<T: DeserializeOwned>(&mut self, forever: bool) -> Result<Option<T>, ChannelError> {
+    fn receive_within<T: DeserializeOwned>(
+        &mut self,
+        forever: bool,
+    ) -> Result<Option<T>, ChannelError> {
         let mut header = [0; 4];
         if !self.fill(&mut header, forever, true)? {
             return Ok(None);
@@ -235,7 +252,12 @@ impl Channel {
     }
 
     /// Fills `buffer`; false if the stream ended before its first byte and that is allowed.
-    fn fill(&mut self, buffer: &mut [u8], forever: bool, may_end: bool) -> Result<bool, ChannelError> {
+    fn fill(
+        &mut self,
+        buffer: &mut [u8],
+        forever: bool,
+        may_end: bool,
+    ) -> Result<bool, ChannelError> {
         let mut got = 0;
         while got < buffer.len() {
             match self.read_some(&mut buffer[got..]) {
@@ -423,7 +445,9 @@ pub fn make_directory(path: &Path) -> io::Result<()> {
         )));
     }
     if metadata.mode() & 0o022 != 0 {
-        return Err(io::Error::other(format!("others can write to it; chmod go-w {path}")));
+        return Err(io::Error::other(format!(
+            "others can write to it; chmod go-w {path}"
+        )));
     }
     Ok(())
 }

@@ -91,7 +91,11 @@ pub struct SaId {
 
 impl fmt::Display for SaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SA {} {} to {}", self.spi, self.direction, self.destination)
+        write!(
+            f,
+            "SA {} {} to {}",
+            self.spi, self.direction, self.destination
+        )
     }
 }
 

@@ -43,31 +43,134 @@ fn a_good_file_is_taken() {
 #[test]
 fn what_is_wrong_is_named_with_its_line() {
     let cases = [
-        ("10111213\"\nesn", "101112\"\nesn", 10, "key of 19 bytes; aes128gcm16 takes 20"),
-        ("cipher = \"aes128gcm16\"\nkey = \"00", "cipher = \"aes512\"\nkey = \"00", 2, "aes128gcm16, aes256gcm16, chacha20poly1305"),
+        (
+            "10111213\"\nesn",
+            "101112\"\nesn",
+            10,
+            "key of 19 bytes; aes128gcm16 takes 20",
+        ),
+        (
+            "cipher = \"aes128gcm16\"\nkey = \"00",
+            "cipher = \"aes512\"\nkey = \"00",
+            2,
+            "aes128gcm16, aes256gcm16, chacha20poly1305",
+        ),
         ("spi = 0x2001", "spi = 255", 10, "reserved"),
-        ("replay_window = 64", "replay_window = 5000", 10, "from 32 to 4096"),
-        ("replay_window = 64", "replay_window = 31", 10, "from 32 to 4096"),
-        ("source = \"192.0.2.2\"", "source = \"2001:db8::2\"", 10, "different IP versions"),
-        ("remote = \"192.0.2.2\"", "remote = \"2001:db8::2\"", 20, "different IP versions"),
-        ("destination = \"192.0.2.2\"", "destination = \"224.0.0.1\"", 2, "no address of a host"),
-        ("key = \"ff01", "key = \"0001", 10, "the same key as the SA in line 2"),
-        ("in = [0x2001]", "in = [0x2002]", 20, "there is no SA 0x00002002"),
-        ("in = [0x2001]", "in = [0x1001]", 20, "but the one in line 2 is out"),
-        ("key = \"ff01", "key = \"gg01", 10, "character 1 is no hex digit"),
-        ("key = \"ff", "key_file = \"x\"\nkey = \"ff", 10, "either key or key_file"),
+        (
+            "replay_window = 64",
+            "replay_window = 5000",
+            10,
+            "from 32 to 4096",
+        ),
+        (
+            "replay_window = 64",
+            "replay_window = 31",
+            10,
+            "from 32 to 4096",
+        ),
+        (
+            "source = \"192.0.2.2\"",
+            "source = \"2001:db8::2\"",
+            10,
+            "different IP versions",
+        ),
+        (
+            "remote = \"192.0.2.2\"",
+            "remote = \"2001:db8::2\"",
+            20,
+            "different IP versions",
+        ),
+        (
+            "destination = \"192.0.2.2\"",
+            "destination = \"224.0.0.1\"",
+            2,
+            "no address of a host",
+        ),
+        (
+            "key = \"ff01",
+            "key = \"0001",
+            10,
+            "the same key as the SA in line 2",
+        ),
+        (
+            "in = [0x2001]",
+            "in = [0x2002]",
+            20,
+            "there is no SA 0x00002002",
+        ),
+        (
+            "in = [0x2001]",
+            "in = [0x1001]",
+            20,
+            "but the one in line 2 is out",
+        ),
+        (
+            "key = \"ff01",
+            "key = \"gg01",
+            10,
+            "character 1 is no hex digit",
+        ),
+        (
+            "key = \"ff",
+            "key_file = \"x\"\nkey = \"ff",
+            10,
+            "either key or key_file",
+        ),
         ("esn = false", "esm = false", 17, "esm"),
-        ("out = 0x1001", "out = \"x\"", 23, "invalid type"),
+        (
+            "out = 0x1001",
+            "out = \"x\"",
+            23,
+            "policy 192.0.2.1 to 192.0.2.2: an SPI is a number",
+        ),
+        (
+            "spi = 0x2001",
+            "spi = 0x100000000",
+            12,
+            "SA in: an SPI is a number",
+        ),
+        (
+            "source = \"192.0.2.2\"",
+            "source = \"192.0.2.300\"",
+            13,
+            "SA 0x2001 in: \"192.0.2.300\" is no IPv4",
+        ),
+        (
+            "source = \"192.0.2.2\"",
+            "source = \"::ffff:192.0.2.2\"",
+            10,
+            "write 192.0.2.2",
+        ),
+        (
+            "direction = \"in\"",
+            "direction = \"inn\"",
+            11,
+            "SA 0x2001: unknown variant",
+        ),
+        ("[[policy]]", "[policy]", 20, "[[policy]]"),
+        ("[[policy]]", "[[polisy]]", 20, "\"polisy\" is not known"),
+        ("in = [0x2001]", "in = [0x2001", 24, "array"),
     ];
     for (from, to, line, wanted) in cases {
         assert_eq!(GOOD.matches(from).count(), 1, "{from}");
         let problems = check(&GOOD.replace(from, to)).unwrap_err();
         assert!(
-            problems.list.iter().any(|p| p.text.contains(wanted) && p.line == line),
+            problems
+                .list
+                .iter()
+                .any(|p| p.text.contains(wanted) && p.line == line),
             "{to}: {problems}"
         );
-        assert!(problems.to_string().contains(&format!("test.toml:{line}: ")), "{problems}");
-        assert!(!problems.to_string().contains("030405"), "a key is shown: {problems}");
+        assert!(
+            problems
+                .to_string()
+                .contains(&format!("test.toml:{line}: ")),
+            "{problems}"
+        );
+        assert!(
+            !problems.to_string().contains("030405"),
+            "a key is shown: {problems}"
+        );
     }
 }
 
@@ -76,9 +179,17 @@ fn duplicates_are_refused() {
     let twice = GOOD.replace("[[policy]]", "[[sa]]\ndirection = \"in\"\nspi = 0x2001\nsource = \"192.0.2.9\"\ndestination = \"192.0.2.1\"\ncipher = \"aes128gcm16\"\nkey = \"aa0102030405060708090a0b0c0d0e0f10111213\"\n\n[[policy]]");
     let problems = check(&twice).unwrap_err();
     assert_eq!(problems.list.len(), 1, "{problems}");
-    assert!(problems.list[0].text.contains("used by the SA in line 10"), "{problems}");
+    assert!(
+        problems.list[0].text.contains("used by the SA in line 10"),
+        "{problems}"
+    );
     let policies = format!("{GOOD}\n[[policy]]\nlocal = \"192.0.2.1\"\nremote = \"192.0.2.2\"\n");
-    assert!(check(&policies).unwrap_err().to_string().contains("the same selector"));
+    assert!(
+        check(&policies)
+            .unwrap_err()
+            .to_string()
+            .contains("the same selector")
+    );
 }
 
 #[test]
@@ -88,6 +199,21 @@ fn all_problems_are_told_at_once() {
         .replace("replay_window = 64", "replay_window = 9000")
         .replace("aes128gcm16\"\nkey = \"00", "rot13\"\nkey = \"00");
     assert!(check(&bad).unwrap_err().list.len() >= 3);
+}
+
+#[test]
+fn problems_of_form_do_not_hide_others_nor_cause_more() {
+    let bad = GOOD
+        .replace("spi = 0x1001", "spi = 0x1001\nspy = 7")
+        .replace("source = \"192.0.2.2\"", "source = \"x\"")
+        .replace("remote = \"192.0.2.2\"", "remote = 5");
+    let problems = check(&bad).unwrap_err();
+    let lines: Vec<_> = problems.list.iter().map(|problem| problem.line).collect();
+    assert_eq!(lines, [5, 14, 23], "{problems}");
+
+    let bad = GOOD.replace("cipher = \"aes128gcm16\"", "cipher = \"x\"");
+    let problems = check(&bad).unwrap_err();
+    assert_eq!(problems.list.len(), 2, "not the policy's fault: {problems}");
 }
 
 #[test]
@@ -101,5 +227,10 @@ fn a_file_with_keys_must_be_private() {
     assert!(problems.to_string().contains("chmod 0600"), "{problems}");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(load(&path).unwrap().sas.len(), 2);
-    assert!(load(&directory.path().join("none")).unwrap_err().to_string().contains("cannot be read"));
+    assert!(
+        load(&directory.path().join("none"))
+            .unwrap_err()
+            .to_string()
+            .contains("cannot be read")
+    );
 }

@@ -138,7 +138,9 @@ pub enum RegionError {
     #[error("SA state region: no room for more than {ENTRIES} SAs")]
     Full,
     /// A running key's replay window has another size.
-    #[error("this key is in use with a replay window of {running} packets, which cannot change while it lives; keep it, or give the SA a new key")]
+    #[error(
+        "this key is in use with a replay window of {running} packets, which cannot change while it lives; keep it, or give the SA a new key"
+    )]
     WindowChanged {
         /// The size in use.
         running: u64,
@@ -243,7 +245,8 @@ impl Region {
     /// Reads who has what, and whether that can be.
     fn read_directory(&mut self) -> Result<(), &'static str> {
         const DAMAGED: &str = "it is damaged: its directory contradicts itself";
-        let word = |at| usize::try_from(self.word(at).load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        let word =
+            |at| usize::try_from(self.word(at).load(Ordering::Relaxed)).unwrap_or(usize::MAX);
         let (next, entries) = (word(NEXT_WORD_AT), word(NEXT_ENTRY_AT));
         if !(AREA..=LENGTH).contains(&next) || entries > ENTRIES {
             return Err(DAMAGED);
@@ -257,10 +260,12 @@ impl Region {
                 continue;
             }
             let field = |field| {
-                usize::try_from(self.entry(number, field).load(Ordering::Relaxed)).unwrap_or(usize::MAX)
+                usize::try_from(self.entry(number, field).load(Ordering::Relaxed))
+                    .unwrap_or(usize::MAX)
             };
             let (start, count) = (field(OFFSET), field(COUNT));
-            let fits = Kind::from_code(field(KIND) as u64).is_some_and(|kind| kind.words() == count)
+            let fits = Kind::from_code(field(KIND) as u64)
+                .is_some_and(|kind| kind.words() == count)
                 && (AREA..next).contains(&start)
                 && count <= next - start
                 && starts.insert(start)
@@ -271,7 +276,10 @@ impl Region {
             }
             if state == RETIRED {
                 let retirement = self.entry(number, RETIREMENT).load(Ordering::Relaxed);
-                retired.entry(count).or_default().push(Retired { retirement, number });
+                retired
+                    .entry(count)
+                    .or_default()
+                    .push(Retired { retirement, number });
             }
         }
         self.index = index;
@@ -316,7 +324,8 @@ impl Region {
             self.entry(number, FINGERPRINT + at)
                 .store(u64::from_ne_bytes(word), Ordering::Relaxed);
         }
-        self.entry(number, KIND).store(kind.code(), Ordering::Relaxed);
+        self.entry(number, KIND)
+            .store(kind.code(), Ordering::Relaxed);
         self.entry(number, STATE).store(ACTIVE, Ordering::Release);
         self.index.insert(fingerprint, number);
         Ok(self.claimed(number, true))

@@ -1,5 +1,8 @@
 //! An SA's share of the state: a slice of atomic words, in the shared region or on the heap.
-#![expect(unsafe_code, reason = "a slice of atomics in memory shared between processes")]
+#![expect(
+    unsafe_code,
+    reason = "a slice of atomics in memory shared between processes"
+)]
 
 use std::any::Any;
 use std::fmt;
@@ -28,7 +31,8 @@ impl Words {
     /// Fresh words of zero on the heap, for tests and for `culvert pcap`: they end with the process.
     #[must_use]
     pub fn on_heap(length: usize) -> Self {
-        let words: Arc<Box<[AtomicU64]>> = Arc::new((0..length).map(|_| AtomicU64::new(0)).collect());
+        let words: Arc<Box<[AtomicU64]>> =
+            Arc::new((0..length).map(|_| AtomicU64::new(0)).collect());
         let start = NonNull::from(&words[..]).cast();
         Self {
             start,

@@ -20,14 +20,25 @@ fn messages_and_descriptors_arrive() {
     let mut theirs = Channel::new(theirs).unwrap();
     ours.send(&DatapathRequest::Status).unwrap();
     let file = tempfile::tempfile().unwrap();
-    ours.send_with(&DatapathRequest::Region, file.as_fd()).unwrap();
-    ours.send(&DatapathRequest::Update(Update::default())).unwrap();
+    ours.send_with(&DatapathRequest::Region, file.as_fd())
+        .unwrap();
+    ours.send(&DatapathRequest::Update(Update::default()))
+        .unwrap();
     drop(ours);
-    assert!(matches!(theirs.receive().unwrap(), Some(DatapathRequest::Status)));
+    assert!(matches!(
+        theirs.receive().unwrap(),
+        Some(DatapathRequest::Status)
+    ));
     assert!(theirs.take_descriptor().is_none());
-    assert!(matches!(theirs.receive().unwrap(), Some(DatapathRequest::Region)));
+    assert!(matches!(
+        theirs.receive().unwrap(),
+        Some(DatapathRequest::Region)
+    ));
     assert!(theirs.take_descriptor().is_some());
-    assert!(matches!(theirs.receive().unwrap(), Some(DatapathRequest::Update(_))));
+    assert!(matches!(
+        theirs.receive().unwrap(),
+        Some(DatapathRequest::Update(_))
+    ));
     assert!(theirs.receive::<DatapathRequest>().unwrap().is_none());
 }
 
@@ -38,16 +49,25 @@ fn bad_messages_are_refused() {
     }
     let (mut ours, mut theirs) = pair();
     theirs.write_all(&u32::MAX.to_le_bytes()).unwrap();
-    assert!(matches!(ours.receive::<DatapathRequest>(), Err(ChannelError::TooLong(_))));
+    assert!(matches!(
+        ours.receive::<DatapathRequest>(),
+        Err(ChannelError::TooLong(_))
+    ));
 
     let (mut ours, mut theirs) = pair();
     theirs.write_all(&[3, 0, 0, 0, 250, 1, 2]).unwrap();
-    assert!(matches!(ours.receive::<DatapathRequest>(), Err(ChannelError::Garbage(_))));
+    assert!(matches!(
+        ours.receive::<DatapathRequest>(),
+        Err(ChannelError::Garbage(_))
+    ));
 
     let (mut ours, mut theirs) = pair();
     theirs.write_all(&[30, 0, 0, 0, 1]).unwrap();
     drop(theirs);
-    assert!(matches!(ours.receive::<DatapathRequest>(), Err(ChannelError::CutOff)));
+    assert!(matches!(
+        ours.receive::<DatapathRequest>(),
+        Err(ChannelError::CutOff)
+    ));
 }
 
 #[test]
@@ -57,10 +77,19 @@ fn another_version_is_named() {
     }
     let (mut ours, theirs) = pair();
     let mut theirs = Channel::new(theirs).unwrap();
-    let old = Hello { version: VERSION + 1, program: "culvert-datapath 9".to_owned() };
+    let old = Hello {
+        version: VERSION + 1,
+        program: "culvert-datapath 9".to_owned(),
+    };
     theirs.send(&DatapathReply::Hello(old)).unwrap();
-    let error = ours.greet::<DatapathRequest, DatapathReply>("test").unwrap_err().to_string();
-    assert!(error.contains("culvert-datapath 9") && error.contains("same release"), "{error}");
+    let error = ours
+        .greet::<DatapathRequest, DatapathReply>("test")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("culvert-datapath 9") && error.contains("same release"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -71,7 +100,9 @@ fn the_socket_is_roots_and_the_lock_is_one() {
     let mode = fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     drop(listener);
-    let error = Channel::connect(&path, "culvert-datapath").unwrap_err().to_string();
+    let error = Channel::connect(&path, "culvert-datapath")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("is culvert-datapath running"), "{error}");
 
     let lock = Lock::take(directory.path(), "x").unwrap();

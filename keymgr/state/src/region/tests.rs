@@ -16,14 +16,19 @@ fn state_survives_its_owner_and_its_user() {
     let claim = region.claim([1; 16], Kind::Outbound).unwrap();
     assert!(claim.fresh);
     let user = Region::from_fd(region.as_fd().try_clone_to_owned().unwrap()).unwrap();
-    user.words(claim.offset, claim.words).unwrap()[outbound::LEASED]
-        .store(77, Ordering::Relaxed);
+    user.words(claim.offset, claim.words).unwrap()[outbound::LEASED].store(77, Ordering::Relaxed);
     drop((user, region));
 
     let (mut region, problem) = Region::open_or_create(&path).unwrap();
     assert_eq!(problem, None);
     let again = region.claim([1; 16], Kind::Outbound).unwrap();
-    assert_eq!(again, Claim { fresh: false, ..claim });
+    assert_eq!(
+        again,
+        Claim {
+            fresh: false,
+            ..claim
+        }
+    );
     let words = region.words(again.offset, again.words).unwrap();
     assert_eq!(words[outbound::LEASED].load(Ordering::Relaxed), 77);
     assert!(region.claim([2; 16], WINDOW).unwrap().offset >= claim.offset + claim.words);
@@ -50,13 +55,19 @@ fn what_is_removed_and_added_again_goes_on() {
 fn a_running_window_does_not_change_its_size() {
     let (_directory, _, mut region) = region();
     region.claim([1; 16], WINDOW).unwrap();
-    let error = region.claim([1; 16], Kind::Inbound { window: 128 }).unwrap_err();
+    let error = region
+        .claim([1; 16], Kind::Inbound { window: 128 })
+        .unwrap_err();
     assert!(error.to_string().contains("64 packets"), "{error}");
 }
 
 #[test]
 fn a_region_of_another_boot_or_release_is_not_taken_over() {
-    for (at, wanted) in [(BOOT_AT, "reboot"), (VERSION_AT, "release"), (MAGIC_AT, "no SA state")] {
+    for (at, wanted) in [
+        (BOOT_AT, "reboot"),
+        (VERSION_AT, "release"),
+        (MAGIC_AT, "no SA state"),
+    ] {
         let (_directory, path, mut region) = region();
         region.claim([1; 16], Kind::Outbound).unwrap();
         region.word(at).fetch_add(1, Ordering::Relaxed);
@@ -70,7 +81,11 @@ fn a_region_of_another_boot_or_release_is_not_taken_over() {
 #[test]
 fn words_outside_are_refused() {
     let (_directory, _, region) = region();
-    for (offset, words) in [(0, 8), (u32::MAX, 8), (u32::try_from(LENGTH).unwrap() - 4, 8)] {
+    for (offset, words) in [
+        (0, 8),
+        (u32::MAX, 8),
+        (u32::try_from(LENGTH).unwrap() - 4, 8),
+    ] {
         assert!(region.words(offset, words).is_err());
     }
     let file = tempfile::tempfile().unwrap();
@@ -95,10 +110,19 @@ fn a_key_manager_that_died_while_claiming_leaves_no_half_entry() {
 fn a_damaged_directory_is_not_taken_over() {
     type Spoil = fn(&Region);
     let spoils: [(&str, Spoil); 5] = [
-        ("more entries than there can be", |r| r.word(NEXT_ENTRY_AT).store(u64::MAX, Ordering::Relaxed)),
-        ("words beyond the end", |r| r.word(NEXT_WORD_AT).store(u64::MAX, Ordering::Relaxed)),
-        ("words in the directory", |r| r.entry(0, OFFSET).store(DIRECTORY as u64, Ordering::Relaxed)),
-        ("a kind of another size", |r| r.entry(1, KIND).store(4096, Ordering::Relaxed)),
+        ("more entries than there can be", |r| {
+            r.word(NEXT_ENTRY_AT).store(u64::MAX, Ordering::Relaxed);
+        }),
+        ("words beyond the end", |r| {
+            r.word(NEXT_WORD_AT).store(u64::MAX, Ordering::Relaxed);
+        }),
+        ("words in the directory", |r| {
+            r.entry(0, OFFSET)
+                .store(DIRECTORY as u64, Ordering::Relaxed);
+        }),
+        ("a kind of another size", |r| {
+            r.entry(1, KIND).store(4096, Ordering::Relaxed);
+        }),
         ("two on the same words", |r| {
             let first = r.entry(0, OFFSET).load(Ordering::Relaxed);
             r.entry(1, OFFSET).store(first, Ordering::Relaxed);
@@ -111,7 +135,10 @@ fn a_damaged_directory_is_not_taken_over() {
         spoil(&region);
         drop(region);
         let (region, problem) = Region::open_or_create(&path).unwrap();
-        assert!(problem.is_some_and(|text| text.contains("damaged")), "{what}");
+        assert!(
+            problem.is_some_and(|text| text.contains("damaged")),
+            "{what}"
+        );
         assert!(!region.knows(&[1; 16]), "{what}");
     }
 }
@@ -140,8 +167,12 @@ fn when_there_is_no_room_the_first_retired_go_first() {
     }
     region.claim([3; 16], Kind::Outbound).unwrap();
     region.retire(&[3; 16]);
-    region.word(claims[1].offset as usize + outbound::LEASED).store(7, Ordering::Relaxed);
-    region.word(NEXT_WORD_AT).store(LENGTH as u64, Ordering::Relaxed);
+    region
+        .word(claims[1].offset as usize + outbound::LEASED)
+        .store(7, Ordering::Relaxed);
+    region
+        .word(NEXT_WORD_AT)
+        .store(LENGTH as u64, Ordering::Relaxed);
     drop(region);
 
     let (mut region, problem) = Region::open_or_create(&path).unwrap();
@@ -150,10 +181,16 @@ fn when_there_is_no_room_the_first_retired_go_first() {
         let claim = region.claim([key; 16], Kind::Outbound).unwrap();
         let old: Claim = claims[wanted - 1];
         assert!(claim.fresh && claim.offset == old.offset, "{key}");
-        assert_eq!(region.word(claim.offset as usize).load(Ordering::Relaxed), 0);
+        assert_eq!(
+            region.word(claim.offset as usize).load(Ordering::Relaxed),
+            0
+        );
         let gone = u8::try_from(wanted).unwrap();
         assert!(!region.knows(&[gone; 16]));
     }
     // 4 is in use, and 9 has another size.
-    assert!(matches!(region.claim([14; 16], Kind::Outbound), Err(RegionError::Full)));
+    assert!(matches!(
+        region.claim([14; 16], Kind::Outbound),
+        Err(RegionError::Full)
+    ));
 }
