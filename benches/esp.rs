@@ -59,14 +59,19 @@ fn sealing(criterion: &mut Criterion) {
                     let mut texts = vec![vec![0; text_length(size)]; BATCH];
                     let mut number = 0_u64;
                     bencher.iter_custom(|iterations| {
-                        timed(iterations, &mut texts, |_| {}, |texts| {
-                            for text in texts {
-                                number += 1;
-                                let mut nonce = [0; 12];
-                                nonce[4..].copy_from_slice(&number.to_be_bytes());
-                                black_box(bare.seal(nonce, &[0; 12], text)).expect("sealed");
-                            }
-                        })
+                        timed(
+                            iterations,
+                            &mut texts,
+                            |_| {},
+                            |texts| {
+                                for text in texts {
+                                    number += 1;
+                                    let mut nonce = [0; 12];
+                                    nonce[4..].copy_from_slice(&number.to_be_bytes());
+                                    black_box(bare.seal(nonce, &[0; 12], text)).expect("sealed");
+                                }
+                            },
+                        )
                     });
                 });
                 let sa = outbound_sa(cipher, backend);
@@ -117,7 +122,11 @@ fn opening(criterion: &mut Criterion) {
                         timed(
                             iterations,
                             &mut texts,
-                            |texts| texts.iter_mut().for_each(|text| text.copy_from_slice(&sealed)),
+                            |texts| {
+                                texts
+                                    .iter_mut()
+                                    .for_each(|text| text.copy_from_slice(&sealed))
+                            },
                             |texts| {
                                 for text in texts {
                                     black_box(bare.open([0; 12], &[0; 12], text)).expect("opened");
@@ -150,7 +159,9 @@ fn opening(criterion: &mut Criterion) {
                                     let bounds = Frame::bounds(sealed);
                                     restore(frame, bounds.start, bounds.len(), sealed.bytes());
                                 }
-                                state.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+                                state
+                                    .iter()
+                                    .for_each(|word| word.store(0, Ordering::Relaxed));
                             },
                             |frames| {
                                 for frame in frames {

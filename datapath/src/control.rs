@@ -73,7 +73,9 @@ impl Control {
         }
         let region = self.region.clone();
         let words = |state: StateRef| -> Result<Words, String> {
-            let region = region.as_ref().ok_or("no SA state region was handed over")?;
+            let region = region
+                .as_ref()
+                .ok_or("no SA state region was handed over")?;
             region
                 .words(state.offset, state.words)
                 .map_err(|error| error.to_string())
@@ -295,7 +297,9 @@ fn gather(pending: &mut Option<Update>, update: Update) -> Result<Option<Update>
         }
     };
     if whole.add_sas.len().max(whole.add_policies.len()) > MAX_RECORDS {
-        return Err(format!("more than {MAX_RECORDS} records in one transaction"));
+        return Err(format!(
+            "more than {MAX_RECORDS} records in one transaction"
+        ));
     }
     if !whole.more {
         return Ok(Some(whole));

@@ -62,10 +62,16 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     }
 
     let backend = settings.backend()?;
-    let control = Control::new(Database::new(backend), backend.name(), ports, handles, steering);
+    let control = Control::new(
+        Database::new(backend),
+        backend.name(),
+        ports,
+        handles,
+        steering,
+    );
     let control = Arc::new(Mutex::new(control));
-    let listener = Listener::bind(&run_directory.join(DATAPATH_SOCKET))
-        .context("control socket")?;
+    let listener =
+        Listener::bind(&run_directory.join(DATAPATH_SOCKET)).context("control socket")?;
     info!("{workers} workers, AEAD by {}; ready", backend.name());
     // Nobody waits for this thread: it ends with the process, and its socket file is removed at the next start.
     let served = Arc::clone(&control);
@@ -74,7 +80,10 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
         .spawn(move || control::serve(&listener, &served))?;
 
     let signal = signals.forever().next();
-    info!("signal {}: ending; what is protected stays blocked", signal.unwrap_or(0));
+    info!(
+        "signal {}: ending; what is protected stays blocked",
+        signal.unwrap_or(0)
+    );
     let control = control.lock().unwrap_or_else(PoisonError::into_inner);
     control.workers().for_each(Handle::stop);
     for thread in threads {
@@ -176,8 +185,7 @@ fn open_ports(wire: &Nic, host: &str, workers: u32) -> Result<(Mode, Vec<Part>)>
 fn open_in_mode(wire: &Nic, host: &str, workers: u32, mode: Mode) -> Result<Vec<Part>> {
     (0..workers)
         .map(|number| {
-            let wire_queues: Vec<u32> =
-                (number..wire.queues).step_by(workers as usize).collect();
+            let wire_queues: Vec<u32> = (number..wire.queues).step_by(workers as usize).collect();
             let sockets = u32::try_from(wire_queues.len())? + 1;
             let (memory, pool) = Memory::new(sockets, mode)?;
             let wire_ports = wire_queues

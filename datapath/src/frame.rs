@@ -4,7 +4,10 @@
 //! A [`Frame`] is neither `Copy` nor `Clone`, so it is in one ring only; whoever is done with it
 //! gives it back to the [`Pool`]. The memory lives as long as the process: a worker's frames are
 //! needed until it ends, and nothing can dangle.
-#![expect(unsafe_code, reason = "frames are slices of memory that the kernel writes too")]
+#![expect(
+    unsafe_code,
+    reason = "frames are slices of memory that the kernel writes too"
+)]
 
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -192,7 +195,6 @@ impl Pool {
 
     /// Lends a frame's chunk to the kernel; [`Pool::reclaim`] makes a frame of it again.
     #[inline]
-    #[expect(clippy::unused_self, reason = "lending is the pool's business")]
     #[expect(clippy::needless_pass_by_value, reason = "the frame ends here")]
     pub fn lend(&self, frame: Frame) -> u32 {
         frame.index

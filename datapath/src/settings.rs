@@ -60,7 +60,10 @@ impl Settings {
     /// What is wrong with it, and where.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| {
-            format!("cannot read {}: it names the NIC, as in `wire = \"eth1\"`", path.display())
+            format!(
+                "cannot read {}: it names the NIC, as in `wire = \"eth1\"`",
+                path.display()
+            )
         })?;
         let settings: Self =
             toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;

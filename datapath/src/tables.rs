@@ -185,7 +185,12 @@ impl Database {
                 let id = inbound_id(spi, local);
                 let (direction, selector) = (Direction::In, Selector::new(remote, local));
                 if !self.sas.contains_key(&id) {
-                    return Err(UpdateError::MissingSa { local, remote, spi, direction });
+                    return Err(UpdateError::MissingSa {
+                        local,
+                        remote,
+                        spi,
+                        direction,
+                    });
                 }
                 if selectors.insert(id, selector).is_some() {
                     return Err(UpdateError::SharedSa { local, remote, spi });
@@ -194,7 +199,12 @@ impl Database {
             if let Some(spi) = policy.outbound {
                 let direction = Direction::Out;
                 if !self.sas.contains_key(&outbound_id(spi, remote)) {
-                    return Err(UpdateError::MissingSa { local, remote, spi, direction });
+                    return Err(UpdateError::MissingSa {
+                        local,
+                        remote,
+                        spi,
+                        direction,
+                    });
                 }
             }
         }
@@ -207,26 +217,24 @@ impl Database {
                 .get(id)
                 .filter(|old| old.spec == entry.spec)
                 .map(|old| &old.compiled);
-            entry.compiled = match (id.direction, selectors.get(id), old) {
-                (Direction::Out, _, Some(old @ Compiled::Outbound(_))) => old.clone(),
-                (Direction::Out, _, _) => Compiled::Outbound(Arc::new(OutboundSa::new(
-                    &entry.spec,
-                    state()?,
-                    self.backend,
-                )?)),
-                (Direction::In, Some(selector), Some(Compiled::Inbound(sa)))
-                    if sa.selector() == *selector =>
-                {
-                    Compiled::Inbound(Arc::clone(sa))
-                }
-                (Direction::In, Some(selector), _) => Compiled::Inbound(Arc::new(InboundSa::new(
-                    &entry.spec,
-                    *selector,
-                    state()?,
-                    self.backend,
-                )?)),
-                (Direction::In, None, _) => Compiled::Unused,
-            };
+            entry.compiled =
+                match (id.direction, selectors.get(id), old) {
+                    (Direction::Out, _, Some(old @ Compiled::Outbound(_))) => old.clone(),
+                    (Direction::Out, _, _) => Compiled::Outbound(Arc::new(OutboundSa::new(
+                        &entry.spec,
+                        state()?,
+                        self.backend,
+                    )?)),
+                    (Direction::In, Some(selector), Some(Compiled::Inbound(sa)))
+                        if sa.selector() == *selector =>
+                    {
+                        Compiled::Inbound(Arc::clone(sa))
+                    }
+                    (Direction::In, Some(selector), _) => Compiled::Inbound(Arc::new(
+                        InboundSa::new(&entry.spec, *selector, state()?, self.backend)?,
+                    )),
+                    (Direction::In, None, _) => Compiled::Unused,
+                };
         }
         Ok(())
     }

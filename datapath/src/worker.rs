@@ -132,12 +132,7 @@ impl<W: Port, H: Port> Worker<W, H> {
     ///
     /// # Errors
     /// No event descriptor to be had.
-    pub fn new(
-        wire: Vec<W>,
-        host: H,
-        wire_mtu: usize,
-        pool: Pool,
-    ) -> nix::Result<(Self, Handle)> {
+    pub fn new(wire: Vec<W>, host: H, wire_mtu: usize, pool: Pool) -> nix::Result<(Self, Handle)> {
         let shared = Arc::new(Shared {
             counters: CachePadded::new(Counters::default()),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
@@ -196,9 +191,7 @@ impl<W: Port, H: Port> Worker<W, H> {
 
     /// Host to wire.
     fn turn_outbound(&mut self) -> usize {
-        let count = self
-            .host
-            .receive(&mut self.pool, &mut self.batch, BATCH);
+        let count = self.host.receive(&mut self.pool, &mut self.batch, BATCH);
         let counters = &self.shared.counters;
         if count > 0 {
             add(&counters.from_host, count as u64);
@@ -258,7 +251,11 @@ impl<W: Port, H: Port> Worker<W, H> {
             let nanoseconds = u64::try_from(nanoseconds).unwrap_or(u64::MAX);
             counters.cpu.store(nanoseconds, Ordering::Relaxed);
         }
-        let ports = self.wire.iter().map(Port::losses).chain([self.host.losses()]);
+        let ports = self
+            .wire
+            .iter()
+            .map(Port::losses)
+            .chain([self.host.losses()]);
         let losses = ports.fold(Losses::default(), |sum, losses| Losses {
             receive: sum.receive + losses.receive,
             send: sum.send + losses.send,

@@ -59,7 +59,6 @@ pub struct Refused;
 pub struct Aead(Inner);
 
 // A boxed context would cost a cache line and a miss per packet; an `Aead` lives in an SA, on the heap.
-#[expect(clippy::large_enum_variant, reason = "see above")]
 enum Inner {
     #[cfg(feature = "aws-lc")]
     AwsLc(aws_lc_rs::aead::LessSafeKey),
@@ -89,12 +88,12 @@ impl Aead {
             Backend::RustCrypto => {
                 use aes_gcm::KeyInit;
                 Ok(Self(match cipher {
-                    Cipher::Aes128Gcm16 => Inner::Aes128(
-                        aes_gcm::Aes128Gcm::new_from_slice(key).map_err(|_| Refused)?,
-                    ),
-                    Cipher::Aes256Gcm16 => Inner::Aes256(
-                        aes_gcm::Aes256Gcm::new_from_slice(key).map_err(|_| Refused)?,
-                    ),
+                    Cipher::Aes128Gcm16 => {
+                        Inner::Aes128(aes_gcm::Aes128Gcm::new_from_slice(key).map_err(|_| Refused)?)
+                    }
+                    Cipher::Aes256Gcm16 => {
+                        Inner::Aes256(aes_gcm::Aes256Gcm::new_from_slice(key).map_err(|_| Refused)?)
+                    }
                     Cipher::ChaCha20Poly1305 => Inner::ChaCha(
                         chacha20poly1305::ChaCha20Poly1305::new_from_slice(key)
                             .map_err(|_| Refused)?,
@@ -172,12 +171,7 @@ where
         .map_err(|_| Refused)
 }
 
-fn portable_open<K>(
-    key: &K,
-    nonce: [u8; 12],
-    aad: &[u8],
-    text: &mut [u8],
-) -> Result<(), Refused>
+fn portable_open<K>(key: &K, nonce: [u8; 12], aad: &[u8], text: &mut [u8]) -> Result<(), Refused>
 where
     K: aes_gcm::aead::AeadInOut<
             NonceSize = aes_gcm::aead::consts::U12,

@@ -58,7 +58,11 @@ mod tests {
         let before = whole(&header);
         for length in [0_u16, 1, 84, 1500, 0xffff] {
             header[2..4].copy_from_slice(&length.to_be_bytes());
-            assert_eq!(update(before, 84, length), whole(&header), "length {length}");
+            assert_eq!(
+                update(before, 84, length),
+                whole(&header),
+                "length {length}"
+            );
         }
     }
 

@@ -44,7 +44,8 @@ pub fn open<F: Frame>(
     if text + TRAILER + ICV > packet.len() {
         return Err(DropReason::Truncated);
     }
-    let (Some(low), Some(iv)) = (packet[..].read(esp + 4), packet[..].read(esp + ESP_HEADER)) else {
+    let (Some(low), Some(iv)) = (packet[..].read(esp + 4), packet[..].read(esp + ESP_HEADER))
+    else {
         return Err(DropReason::Truncated);
     };
 

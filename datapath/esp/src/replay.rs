@@ -156,10 +156,6 @@ impl ReplayWindow {
     }
 
     #[inline]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "masked to the ring's length"
-    )]
     fn word(&self, sequence: u64) -> &AtomicU64 {
         &self.words[RING + ((sequence / BLOCK) & self.mask) as usize]
     }
@@ -193,7 +189,10 @@ mod tests {
         ReplayWindow::new(Words::on_heap(words(size)), size, esn).unwrap()
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the wire carries the low half")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the wire carries the low half"
+    )]
     fn receive(window: &ReplayWindow, sequence: u64) -> Result<(), DropReason> {
         let token = window.check(sequence as u32)?;
         // Authentication: the sender used `sequence`, and the ICV covers it.

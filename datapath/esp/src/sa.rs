@@ -3,9 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use culvert_packet::headers::{Address, mapped};
-use culvert_proto::sa::{
-    Direction, REPLAY_WINDOW, SALT_LENGTH, SaId, SaSpec, UdpEncapsulation,
-};
+use culvert_proto::sa::{Direction, REPLAY_WINDOW, SALT_LENGTH, SaId, SaSpec, UdpEncapsulation};
 use culvert_state::Words;
 use culvert_state::layout::{inbound, outbound};
 
@@ -17,7 +15,9 @@ use crate::sequence::{self, Lease};
 #[derive(Debug, thiserror::Error)]
 pub enum SaError {
     /// Keying material of a wrong length.
-    #[error("{id} refused: keying material of {got} bytes; {cipher} takes {want} (key and 4-byte salt)")]
+    #[error(
+        "{id} refused: keying material of {got} bytes; {cipher} takes {want} (key and 4-byte salt)"
+    )]
     Keymat {
         /// Which SA.
         id: SaId,
@@ -51,7 +51,9 @@ pub enum SaError {
         id: SaId,
     },
     /// State words of a wrong length.
-    #[error("{id} refused: its state has {got} words, not {want}; key manager and datapath differ in release")]
+    #[error(
+        "{id} refused: its state has {got} words, not {want}; key manager and datapath differ in release"
+    )]
     State {
         /// Which SA.
         id: SaId,

@@ -38,6 +38,10 @@ fn padding(payload: usize) -> usize {
 /// it; [`DropReason::Malformed`] if `headers` are not this frame's; [`DropReason::SealFailed`] if the
 /// AEAD refuses. The frame is not to be sent then.
 #[inline]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a sequence number is used up"
+)]
 pub fn seal<F: Frame>(
     sa: &OutboundSa,
     sequence: Sequence,
@@ -139,7 +143,8 @@ pub(crate) fn set_ip(
                 .get_mut(ip..)
                 .and_then(<[u8]>::first_chunk_mut)
                 .ok_or(DropReason::Malformed)?;
-            let word = |header: &[u8; 20], at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+            let word =
+                |header: &[u8; 20], at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
             let mut sum = word(header, 10);
             sum = checksum::update(sum, word(header, 2), length);
             let before = word(header, 8);

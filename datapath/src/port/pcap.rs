@@ -49,7 +49,8 @@ impl PcapPort {
     /// # Errors
     /// It cannot be read, or is no capture of Ethernet.
     pub fn reading(path: &Path, clock: &Clock) -> Result<Self> {
-        let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut file =
+            File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut magic = [0; 4];
         file.read_exact(&mut magic)
             .and_then(|()| file.rewind())
@@ -101,7 +102,10 @@ impl PcapPort {
             return Err(problem);
         }
         if let Some(output) = self.output {
-            output.into_writer().flush().context("writing the capture")?;
+            output
+                .into_writer()
+                .flush()
+                .context("writing the capture")?;
         }
         Ok(())
     }

@@ -82,7 +82,10 @@ mod tests {
     #[test]
     fn the_documentation_has_the_same_table() {
         let page = include_str!("../../../docs/drops.md");
-        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        let rows: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .collect();
         let wanted = DropReason::ALL
             .iter()
             .map(|reason| format!("| `{}` | {} |", reason.name(), reason.help()));

@@ -1,5 +1,7 @@
 //! The worker over memory ports: round trips, and every drop under its own counter.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod allocations;
 mod common;
 
 use common::*;
@@ -15,7 +17,15 @@ fn what_was_sealed_opens_to_what_was_sent() {
     for kind in Kind::all() {
         let (mut a, _) = worker(kind, false);
         let (mut b, _) = worker(kind, true);
-        for (payload, vlans) in [(0, 0), (1, 0), (2, 1), (3, 2), (64, 0), (1399, 0), (1400, 0)] {
+        for (payload, vlans) in [
+            (0, 0),
+            (1, 0),
+            (2, 1),
+            (3, 2),
+            (64, 0),
+            (1399, 0),
+            (1400, 0),
+        ] {
             let clear = geneve(kind, payload, vlans);
             let sealed = through_outbound(&mut a, &clear)
                 .unwrap_or_else(|| panic!("{kind:?} {payload} was not sealed"));
@@ -39,7 +49,11 @@ fn the_headers_keep_everything_but_length_protocol_and_checksum() {
     let clear = geneve(kind, 100, 0);
     let sealed = through_outbound(&mut a, &clear).unwrap();
     assert_eq!(sealed[..16], clear[..16], "Ethernet, version, DSCP and ECN");
-    assert_eq!(sealed[18..23], clear[18..23], "identification, fragment, TTL");
+    assert_eq!(
+        sealed[18..23],
+        clear[18..23],
+        "identification, fragment, TTL"
+    );
     assert_eq!(sealed[23], 50);
     assert_eq!(sealed[26..34], clear[26..34], "addresses");
 }
@@ -59,8 +73,15 @@ fn sequence_numbers_count_from_one_and_are_the_iv() {
 }
 
 /// Opens `frame` at b and says under which reason it was dropped.
-fn dropped(b: &mut MemoryWorker, handle: &culvert_datapath::worker::Handle, frame: &[u8]) -> DropReason {
-    let before: Vec<u64> = DropReason::ALL.iter().map(|r| handle.counters().dropped(*r)).collect();
+fn dropped(
+    b: &mut MemoryWorker,
+    handle: &culvert_datapath::worker::Handle,
+    frame: &[u8],
+) -> DropReason {
+    let before: Vec<u64> = DropReason::ALL
+        .iter()
+        .map(|r| handle.counters().dropped(*r))
+        .collect();
     assert_eq!(through_inbound(b, frame), None, "it was let in");
     let rose: Vec<_> = DropReason::ALL
         .iter()
@@ -89,7 +110,10 @@ fn every_flipped_bit_behind_the_ip_header_is_refused_and_the_window_stays() {
             };
             assert!(expected.contains(&reason), "{kind:?} bit {bit}: {reason:?}");
         }
-        assert!(through_inbound(&mut b, &sealed).is_some(), "the window moved for a forgery");
+        assert!(
+            through_inbound(&mut b, &sealed).is_some(),
+            "the window moved for a forgery"
+        );
     }
 }
 
@@ -104,7 +128,10 @@ fn a_frame_sent_again_is_replayed_and_an_old_one_too_old() {
     assert!(through_inbound(&mut b, &sealed[0]).is_some());
     assert_eq!(dropped(&mut b, &handle, &sealed[0]), DropReason::Replayed);
     assert!(through_inbound(&mut b, &sealed[99]).is_some());
-    assert_eq!(dropped(&mut b, &handle, &sealed[99 - 64]), DropReason::TooOld);
+    assert_eq!(
+        dropped(&mut b, &handle, &sealed[99 - 64]),
+        DropReason::TooOld
+    );
     assert!(through_inbound(&mut b, &sealed[99 - 63]).is_some());
 }
 
@@ -117,7 +144,10 @@ fn truncated_frames_are_dropped() {
         for length in 14..sealed.len() {
             let reason = dropped(&mut b, &handle, &sealed[..length]);
             assert!(
-                matches!(reason, DropReason::Malformed | DropReason::Truncated | DropReason::NotOurs),
+                matches!(
+                    reason,
+                    DropReason::Malformed | DropReason::Truncated | DropReason::NotOurs
+                ),
                 "{kind:?} cut to {length}: {reason:?}"
             );
         }
@@ -128,7 +158,10 @@ fn truncated_frames_are_dropped() {
             set_ip_length(&mut frame);
             let reason = dropped(&mut b, &handle, &frame);
             assert!(
-                matches!(reason, DropReason::Truncated | DropReason::NotOurs | DropReason::Malformed),
+                matches!(
+                    reason,
+                    DropReason::Truncated | DropReason::NotOurs | DropReason::Malformed
+                ),
                 "{kind:?} shortened to {length}: {reason:?}"
             );
         }
@@ -166,7 +199,8 @@ fn reserved_and_unknown_spis_are_dropped() {
 fn seal_by_hand(kind: Kind, number: u64, clear: &[u8]) -> Vec<u8> {
     let spec = &update(kind, false).add_sas[0];
     let (key, salt) = spec.keymat.bytes().split_last_chunk::<4>().unwrap();
-    let aead = culvert_esp::aead::Aead::new(culvert_esp::Backend::RustCrypto, kind.cipher, key).unwrap();
+    let aead =
+        culvert_esp::aead::Aead::new(culvert_esp::Backend::RustCrypto, kind.cipher, key).unwrap();
     let iv = number.to_be_bytes();
     let nonce: [u8; 12] = [&salt[..], &iv].concat().try_into().unwrap();
     let mut aad = SPI_AB.to_be_bytes().to_vec();
@@ -199,12 +233,36 @@ fn padding_next_header_and_policy_are_checked() {
     let (mut b, handle) = worker(kind, true);
     let good = datagram(1000, 6081);
     let cases = [
-        ([&good[..], &[2, 1, 2, 17]].concat(), DropReason::BadPad, "pad bytes"),
-        ([&good[..], &[1, 2, 200, 17]].concat(), DropReason::BadPad, "pad length"),
-        ([&good[..], &[1, 2, 2, 59]].concat(), DropReason::Dummy, "dummy"),
-        ([&good[..], &[1, 2, 2, 6]].concat(), DropReason::PolicyMismatch, "TCP"),
-        ([&datagram(1000, 6080)[..], &[1, 2, 2, 17]].concat(), DropReason::PolicyMismatch, "port"),
-        (vec![1, 2, 3, 4, 1, 2, 2, 17], DropReason::PolicyMismatch, "no UDP header"),
+        (
+            [&good[..], &[2, 1, 2, 17]].concat(),
+            DropReason::BadPad,
+            "pad bytes",
+        ),
+        (
+            [&good[..], &[1, 2, 200, 17]].concat(),
+            DropReason::BadPad,
+            "pad length",
+        ),
+        (
+            [&good[..], &[1, 2, 2, 59]].concat(),
+            DropReason::Dummy,
+            "dummy",
+        ),
+        (
+            [&good[..], &[1, 2, 2, 6]].concat(),
+            DropReason::PolicyMismatch,
+            "TCP",
+        ),
+        (
+            [&datagram(1000, 6080)[..], &[1, 2, 2, 17]].concat(),
+            DropReason::PolicyMismatch,
+            "port",
+        ),
+        (
+            vec![1, 2, 3, 4, 1, 2, 2, 17],
+            DropReason::PolicyMismatch,
+            "no UDP header",
+        ),
     ];
     for (number, (clear, reason, what)) in (1..).zip(cases) {
         let frame = seal_by_hand(kind, number, &clear);
@@ -225,18 +283,30 @@ fn another_peers_address_does_not_pass_the_policy() {
     let mut sealed = through_outbound(&mut a, &geneve(kind, 20, 0)).unwrap();
     // The source address is not authenticated by ESP; the policy is what holds.
     sealed[29] ^= 0x55;
-    assert_eq!(dropped(&mut b, &handle, &sealed), DropReason::PolicyMismatch);
+    assert_eq!(
+        dropped(&mut b, &handle, &sealed),
+        DropReason::PolicyMismatch
+    );
 }
 
 #[test]
 fn encapsulation_must_be_the_sas() {
     for encapsulated in [false, true] {
-        let kind = Kind { encapsulated, ..Kind::default() };
-        let other = Kind { encapsulated: !encapsulated, ..kind };
+        let kind = Kind {
+            encapsulated,
+            ..Kind::default()
+        };
+        let other = Kind {
+            encapsulated: !encapsulated,
+            ..kind
+        };
         let (mut a, _) = worker(kind, false);
         let (mut b, handle) = worker(other, true);
         let sealed = through_outbound(&mut a, &geneve(kind, 20, 0)).unwrap();
-        assert_eq!(dropped(&mut b, &handle, &sealed), DropReason::WrongEncapsulation);
+        assert_eq!(
+            dropped(&mut b, &handle, &sealed),
+            DropReason::WrongEncapsulation
+        );
     }
 }
 
@@ -262,7 +332,10 @@ fn outbound_drops_have_their_reasons() {
         (elsewhere, DropReason::NoPolicy),
         (other_port, DropReason::NotOurs),
         (clear[..80].to_vec(), DropReason::Malformed),
-        (geneve(kind, 1500 - 28 - 16 - 18 + 1, 0), DropReason::TooLarge),
+        (
+            geneve(kind, 1500 - 28 - 16 - 18 + 1, 0),
+            DropReason::TooLarge,
+        ),
     ];
     for (frame, reason) in cases {
         assert_eq!(through_outbound(&mut a, &frame), None);
@@ -280,7 +353,9 @@ fn frames_are_never_lost() {
     let (mut b, _) = worker(kind, true);
     for round in 0..1000 {
         let clear = geneve(kind, round % 1400, 0);
-        let Some(sealed) = through_outbound(&mut a, &clear) else { continue };
+        let Some(sealed) = through_outbound(&mut a, &clear) else {
+            continue;
+        };
         let _ = through_inbound(&mut b, &sealed);
         let _ = through_inbound(&mut b, &sealed);
     }

@@ -1,5 +1,4 @@
 //! Packets, SAs and workers in memory.
-#![allow(dead_code, reason = "each test uses its part")]
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,32 +15,38 @@ use culvert_proto::sa::{
 use culvert_state::Words;
 use culvert_state::layout::{inbound, outbound};
 
-pub const A4: &str = "192.0.2.1";
-pub const B4: &str = "192.0.2.2";
-pub const A6: &str = "2001:db8::1";
-pub const B6: &str = "2001:db8::2";
-pub const MTU: usize = 1500;
+pub(crate) const A4: &str = "192.0.2.1";
+pub(crate) const B4: &str = "192.0.2.2";
+pub(crate) const A6: &str = "2001:db8::1";
+pub(crate) const B6: &str = "2001:db8::2";
+pub(crate) const MTU: usize = 1500;
 
-pub type MemoryWorker = Worker<MemoryPort, MemoryPort>;
+pub(crate) type MemoryWorker = Worker<MemoryPort, MemoryPort>;
 
 /// What varies between tests.
 #[derive(Clone, Copy, Debug)]
-pub struct Kind {
-    pub cipher: Cipher,
-    pub esn: bool,
-    pub v6: bool,
-    pub encapsulated: bool,
-    pub window: u32,
+pub(crate) struct Kind {
+    pub(crate) cipher: Cipher,
+    pub(crate) esn: bool,
+    pub(crate) v6: bool,
+    pub(crate) encapsulated: bool,
+    pub(crate) window: u32,
 }
 
 impl Default for Kind {
     fn default() -> Self {
-        Self { cipher: Cipher::Aes256Gcm16, esn: true, v6: false, encapsulated: false, window: 64 }
+        Self {
+            cipher: Cipher::Aes256Gcm16,
+            esn: true,
+            v6: false,
+            encapsulated: false,
+            window: 64,
+        }
     }
 }
 
 impl Kind {
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         Cipher::ALL.into_iter().flat_map(|cipher| {
             (0..8).map(move |bits| Self {
                 cipher,
@@ -53,14 +58,14 @@ impl Kind {
         })
     }
 
-    pub fn addresses(self) -> (IpAddr, IpAddr) {
+    pub(crate) fn addresses(self) -> (IpAddr, IpAddr) {
         let (a, b) = if self.v6 { (A6, B6) } else { (A4, B4) };
         (a.parse().unwrap(), b.parse().unwrap())
     }
 }
 
-pub const SPI_AB: u32 = 0x1001;
-pub const SPI_BA: u32 = 0x2001;
+pub(crate) const SPI_AB: u32 = 0x1001;
+pub(crate) const SPI_BA: u32 = 0x2001;
 
 fn sa(kind: Kind, direction: Direction, spi: u32, source: IpAddr, destination: IpAddr) -> SaSpec {
     let words = match direction {
@@ -70,24 +75,36 @@ fn sa(kind: Kind, direction: Direction, spi: u32, source: IpAddr, destination: I
     let mut keymat = vec![spi.to_le_bytes()[0] ^ spi.to_le_bytes()[1]; kind.cipher.keymat_length()];
     keymat[0] = 7;
     SaSpec {
-        id: SaId { direction, spi: Spi::new(spi).unwrap(), destination },
+        id: SaId {
+            direction,
+            spi: Spi::new(spi).unwrap(),
+            destination,
+        },
         source,
         cipher: kind.cipher,
         keymat: Keymat::new(keymat),
         esn: kind.esn,
         replay_window: kind.window,
-        encapsulation: kind
-            .encapsulated
-            .then_some(UdpEncapsulation { source_port: 4500, destination_port: 4500 }),
-        state: StateRef { offset: 0, words: words.try_into().unwrap() },
+        encapsulation: kind.encapsulated.then_some(UdpEncapsulation {
+            source_port: 4500,
+            destination_port: 4500,
+        }),
+        state: StateRef {
+            offset: 0,
+            words: words.try_into().unwrap(),
+        },
     }
 }
 
 /// What host a (or, with `mirrored`, host b) is told.
-pub fn update(kind: Kind, mirrored: bool) -> Update {
+pub(crate) fn update(kind: Kind, mirrored: bool) -> Update {
     let (a, b) = kind.addresses();
     let (local, remote) = if mirrored { (b, a) } else { (a, b) };
-    let (out, into) = if mirrored { (SPI_BA, SPI_AB) } else { (SPI_AB, SPI_BA) };
+    let (out, into) = if mirrored {
+        (SPI_BA, SPI_AB)
+    } else {
+        (SPI_AB, SPI_BA)
+    };
     Update {
         reset: true,
         add_sas: vec![
@@ -104,26 +121,33 @@ pub fn update(kind: Kind, mirrored: bool) -> Update {
     }
 }
 
-pub fn heap_words(state: StateRef) -> Result<Words, String> {
+pub(crate) fn heap_words(state: StateRef) -> Result<Words, String> {
     Ok(Words::on_heap(state.words as usize))
 }
 
 /// A worker with `kind`'s SAs in memory, and its handle.
-pub fn worker(kind: Kind, mirrored: bool) -> (MemoryWorker, Handle) {
+pub(crate) fn worker(kind: Kind, mirrored: bool) -> (MemoryWorker, Handle) {
     worker_with(update(kind, mirrored))
 }
 
-pub fn worker_with(update: Update) -> (MemoryWorker, Handle) {
-    let database = Database::new(Backend::default()).updated(update, heap_words).unwrap();
+pub(crate) fn worker_with(update: Update) -> (MemoryWorker, Handle) {
+    let database = Database::new(Backend::default())
+        .updated(update, heap_words)
+        .unwrap();
     let pool = Pool::on_heap(256, 4096);
-    let (worker, handle) =
-        Worker::new(vec![MemoryPort::default()], MemoryPort::default(), MTU, pool).unwrap();
+    let (worker, handle) = Worker::new(
+        vec![MemoryPort::default()],
+        MemoryPort::default(),
+        MTU,
+        pool,
+    )
+    .unwrap();
     handle.publish(Arc::new(database.snapshot()));
     (worker, handle)
 }
 
 /// Sends `frame` in at the host side; what comes out at the wire.
-pub fn through_outbound(worker: &mut MemoryWorker, frame: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn through_outbound(worker: &mut MemoryWorker, frame: &[u8]) -> Option<Vec<u8>> {
     let (_, host, pool) = worker.parts();
     let mut f = pool.take().unwrap();
     f.write(frame).unwrap();
@@ -138,7 +162,7 @@ pub fn through_outbound(worker: &mut MemoryWorker, frame: &[u8]) -> Option<Vec<u
 }
 
 /// Sends `frame` in at the wire side; what comes out at the host.
-pub fn through_inbound(worker: &mut MemoryWorker, frame: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn through_inbound(worker: &mut MemoryWorker, frame: &[u8]) -> Option<Vec<u8>> {
     let (wire, _, pool) = worker.parts();
     let mut f = pool.take().unwrap();
     f.write(frame).unwrap();
@@ -153,7 +177,7 @@ pub fn through_inbound(worker: &mut MemoryWorker, frame: &[u8]) -> Option<Vec<u8
 }
 
 /// An Ethernet frame with Geneve from a to b, `payload` bytes behind the UDP header, and `vlans` tags.
-pub fn geneve(kind: Kind, payload: usize, vlans: usize) -> Vec<u8> {
+pub(crate) fn geneve(kind: Kind, payload: usize, vlans: usize) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
     for tag in 0..vlans {
         frame.extend([0x81, 0, 0, u8::try_from(tag).unwrap() + 5]);
@@ -188,7 +212,7 @@ pub fn geneve(kind: Kind, payload: usize, vlans: usize) -> Vec<u8> {
     frame
 }
 
-pub fn checksum(header: &[u8]) -> u16 {
+pub(crate) fn checksum(header: &[u8]) -> u16 {
     let mut sum: u32 = header
         .chunks(2)
         .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))

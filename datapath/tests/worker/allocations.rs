@@ -1,12 +1,10 @@
 //! The worker's loop allocates nothing: a counting allocator watches it.
 #![expect(unsafe_code, reason = "an allocator is an unsafe trait")]
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use common::*;
+use super::common::*;
 
 thread_local! {
     static BYTES: Cell<u64> = const { Cell::new(0) };
@@ -70,7 +68,10 @@ fn no_byte_is_allocated_per_packet() {
             if round >= 2 {
                 allocated += opening;
                 // Taking `sent` away made its queue start anew: a few growths, not one a packet.
-                assert!(sealing < 64 * 100, "{kind:?}: {sealing} bytes while sealing");
+                assert!(
+                    sealing < 64 * 100,
+                    "{kind:?}: {sealing} bytes while sealing"
+                );
             }
         }
         assert_eq!(allocated, 0, "{kind:?}");
