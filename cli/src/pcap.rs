@@ -1,9 +1,12 @@
 //! `culvert pcap`: the datapath's own worker on capture files, so that anyone can check it with any tool.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use culvert_datapath::offline::{self, Report};
 use culvert_esp::Backend;
+
+use crate::{print, print_json};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -69,17 +72,26 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         &files.output,
     )?;
     if files.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        print_json(&report)?;
     } else {
-        show(&report);
+        print(&text(&report))?;
     }
     Ok(report.drops.is_empty())
 }
 
-fn show(report: &Report) {
-    println!("read     {:>10}", report.read);
-    println!("written  {:>10}", report.written);
+fn text(report: &Report) -> String {
+    let mut text = format!(
+        "read     {:>10}\nwritten  {:>10}\n",
+        report.read, report.written
+    );
     for (reason, count) in &report.drops {
-        println!("dropped  {count:>10}  {}: {}", reason.name(), reason.help());
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "dropped  {count:>10}  {}: {}",
+            reason.name(),
+            reason.help()
+        );
     }
+    text
 }

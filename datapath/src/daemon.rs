@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use culvert_proto::DATAPATH_SOCKET;
 use culvert_proto::channel::{Listener, Lock, make_directory};
 use culvert_proto::status::PortStatus;
-use log::{info, warn};
+use log::{error, info, warn};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::{Handle as SignalsHandle, Signals};
 
 use crate::control::{self, Control};
 use crate::frame::Pool;
@@ -57,7 +57,7 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     for (number, (part, core)) in parts.into_iter().zip(&cores).enumerate() {
         part.register(&mut steering, u32::try_from(number)?)?;
         let (worker, handle) = Worker::new(part.wire, part.host, wire.mtu as usize, part.pool)?;
-        threads.push(start(worker, number, *core)?);
+        threads.push(start(worker, number, *core, signals.handle())?);
         handles.push((u32::try_from(core.id).ok(), handle));
     }
 
@@ -75,25 +75,39 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     info!("{workers} workers, AEAD by {}; ready", backend.name());
     // Nobody waits for this thread: it ends with the process, and its socket file is removed at the next start.
     let served = Arc::clone(&control);
+    let vital = Vital(signals.handle());
     std::thread::Builder::new()
         .name("accept".to_owned())
-        .spawn(move || control::serve(&listener, &served))?;
+        .spawn(move || {
+            let _vital = vital;
+            control::serve(&listener, &served);
+        })?;
 
     let signal = signals.forever().next();
-    info!(
-        "signal {}: ending; what is protected stays blocked",
-        signal.unwrap_or(0)
-    );
+    match signal {
+        Some(signal) => info!("signal {signal}: ending; what is protected stays blocked"),
+        None => error!("a thread died: ending; what is protected stays blocked"),
+    }
     let control = control.lock().unwrap_or_else(PoisonError::into_inner);
     control.workers().for_each(Handle::stop);
     for thread in threads {
-        if thread.join().is_err() {
-            warn!("a worker had panicked");
-        }
+        // What it died of, the panic itself has said.
+        let _ = thread.join();
     }
-    // A clean end leaves no socket behind.
+    // An end in order leaves no socket behind.
     let _ = std::fs::remove_file(run_directory.join(DATAPATH_SOCKET));
+    ensure!(signal.is_some(), "ended because a thread died");
     Ok(())
+}
+
+/// Held by a thread that the process cannot do without: however the thread ends, the process ends too, and
+/// whoever started it can start it again.
+struct Vital(SignalsHandle);
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Removes on purpose what [`run`] leaves: eBPF programs, their maps, the host port. From then on, Geneve
@@ -224,14 +238,34 @@ fn start(
     mut worker: Worker<XskPort, XskPort>,
     number: usize,
     core: core_affinity::CoreId,
+    signals: SignalsHandle,
 ) -> Result<std::thread::JoinHandle<()>> {
+    let vital = Vital(signals);
     std::thread::Builder::new()
         .name(format!("worker-{number}"))
         .spawn(move || {
+            let _vital = vital;
             if !core_affinity::set_for_current(core) {
                 warn!("worker {number} could not be bound to core {}", core.id);
             }
             worker.run();
         })
         .context("no thread for a worker")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_dies_ends_the_process() {
+        let mut signals = Signals::new([SIGTERM]).unwrap();
+        let vital = Vital(signals.handle());
+        let thread = std::thread::spawn(move || {
+            let _vital = vital;
+            std::panic::resume_unwind(Box::new(()));
+        });
+        assert_eq!(signals.forever().next(), None);
+        thread.join().unwrap_err();
+    }
 }

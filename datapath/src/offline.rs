@@ -1,10 +1,12 @@
 //! The worker on capture files: what `culvert pcap` does.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use anyhow::ensure;
 use culvert_esp::Backend;
 use culvert_packet::reason::DropReason;
 use culvert_proto::message::Update;
@@ -62,6 +64,12 @@ fn by_name<S: serde::Serializer>(
     serializer.collect_map(drops.iter().map(|(reason, count)| (reason.name(), count)))
 }
 
+/// Whether both paths name one file, which writing would empty before it is read.
+fn same_file(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| path.metadata().map(|data| (data.dev(), data.ino())).ok();
+    id(one).is_some() && id(one) == id(other)
+}
+
 /// Runs the packets of `input` through a worker with these SAs and policies, into `output`.
 ///
 /// # Errors
@@ -97,6 +105,11 @@ pub fn run(
         Ok(words)
     })?;
 
+    ensure!(
+        !same_file(input, output),
+        "{} is to be read and written",
+        input.display()
+    );
     let clock = Clock::default();
     let (source, sink) = (
         PcapPort::reading(input, &clock)?,

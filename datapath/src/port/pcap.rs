@@ -114,13 +114,21 @@ impl PcapPort {
     fn next(&mut self) -> Result<Option<(Duration, Vec<u8>)>> {
         match &mut self.input {
             None => Ok(None),
-            Some(Input::Pcap(reader)) => match reader.next_packet() {
-                None => Ok(None),
-                Some(packet) => {
+            Some(Input::Pcap(reader)) => {
+                let unit = match reader.header().ts_resolution {
+                    TsResolution::MicroSecond => 1000,
+                    TsResolution::NanoSecond => 1,
+                };
+                // Raw, as the checked kind refuses packets of which only the beginning was captured; the
+                // worker counts those.
+                reader.next_raw_packet().map_or(Ok(None), |packet| {
                     let packet = packet.context("the capture is damaged")?;
-                    Ok(Some((packet.timestamp, packet.data.into_owned())))
-                }
-            },
+                    let fraction = u64::from(packet.ts_frac) * unit;
+                    let time =
+                        Duration::from_secs(packet.ts_sec.into()) + Duration::from_nanos(fraction);
+                    Ok(Some((time, packet.data.into_owned())))
+                })
+            }
             Some(Input::PcapNg(reader)) => {
                 while let Some(block) = reader.next_block() {
                     match block.context("the capture is damaged")? {
