@@ -111,9 +111,8 @@ fn explain(program: &'static str, run: &Path, error: ChannelError) -> Trouble {
             Trouble::Down {
                 program,
                 socket: path,
-                // The service uses the default directory.
                 start: if run == Path::new(RUN_DIRECTORY) {
-                    format!("systemctl start {program}")
+                    program.to_owned()
                 } else {
                     format!("{program} --run-dir {}", run.display())
                 },
@@ -135,21 +134,6 @@ mod tests {
         assert!(error.contains("culvert-datapath is not running"), "{error}");
         let start = format!("culvert-datapath --run-dir {}", run.path().display());
         assert!(error.contains(&start), "{error}");
-        let service = explain(
-            DATAPATH,
-            Path::new(RUN_DIRECTORY),
-            ChannelError::Absent {
-                path: "x".into(),
-                program: DATAPATH,
-                source: io::ErrorKind::NotFound.into(),
-            },
-        );
-        assert!(
-            service
-                .to_string()
-                .contains("systemctl start culvert-datapath"),
-            "{service}"
-        );
         // A dead one's socket is still there.
         drop(std::os::unix::net::UnixListener::bind(run.path().join(KEYMGR_SOCKET)).unwrap());
         let error = keymgr_status(run.path()).unwrap_err().to_string();

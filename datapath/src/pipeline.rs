@@ -184,7 +184,7 @@ fn sort_inbound(tables: &Tables, frame: &Frame) -> Result<Found, DropReason> {
             return Err(DropReason::NotOurs);
         }
     };
-    if spi < 256 {
+    if spi < headers::FIRST_SPI {
         return Err(DropReason::ReservedSpi);
     }
     let sa = tables

@@ -227,11 +227,11 @@ impl Drop for Home {
     }
 }
 
-/// Removes what labs have left whose process is gone; with `all`, also what was to be kept, and what runs.
+/// Removes what labs have left whose process is gone; with `kept`, also what was to be kept. Returns their number.
 ///
 /// # Errors
 /// The folder of labs cannot be read.
-pub fn sweep(all: bool) -> Result<usize> {
+pub fn sweep(kept: bool) -> Result<usize> {
     let Ok(entries) = fs::read_dir(ROOT) else {
         return Ok(0);
     };
@@ -242,9 +242,7 @@ pub fn sweep(all: bool) -> Result<usize> {
         let Ok(owner) = fs::read_to_string(path.join("owner")) else {
             continue;
         };
-        let alive = alive(&owner).is_some();
-        let kept = path.join(KEEP).exists();
-        if all || (!alive && !kept) {
+        if alive(&owner).is_none() && (kept || !path.join(KEEP).exists()) {
             remove(&path);
             count += 1;
         }

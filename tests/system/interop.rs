@@ -2,17 +2,22 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use culvert_proto::sa::Cipher;
 use culvert_tests::lab::{HOST_PORT, Lab, Plan, SPIS, program};
 use culvert_tests::load;
-use culvert_tests::netns::run;
+use culvert_tests::netns::{run, wait_for};
 use culvert_tests::wire::Capture;
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("scapy_agrees_on_captures", scapy_agrees_on_captures),
     ("scapy_agrees_on_the_wire", scapy_agrees_on_the_wire),
+    (
+        "what_is_forged_has_its_counter",
+        what_is_forged_has_its_counter,
+    ),
 ];
 
 /// The Python that has scapy.
@@ -136,4 +141,49 @@ fn on_the_wire(plan: Plan) -> Result<()> {
         status.drops
     );
     Ok(())
+}
+
+/// Each of scapy's forgeries is dropped under its own counter, and what does not authenticate moves no window.
+fn what_is_forged_has_its_counter() -> Result<()> {
+    let plan = Plan {
+        esn: false,
+        ..Plan::default()
+    };
+    let mut lab = Lab::new(plan)?;
+    lab.start_culvert(plan)?;
+    let [from, to] = [0, 1].map(|side: usize| lab.sides[side].outer.to_string());
+    let spi = SPIS[0].to_string();
+    run(lab
+        .underlay
+        .command(python())
+        .arg(script("wire.py"))
+        .args(["forge", plan.cipher.name(), "0", &spi, &key(&lab, SPIS[0])?])
+        .args([&from, &to, "b0"]))?;
+    let seen = || -> Result<_> {
+        let status = lab.sides[1].datapath_status()?;
+        let drops: Vec<_> = status
+            .drops
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        let sa = status.sas.iter().find(|sa| sa.spi.get() == SPIS[0]);
+        Ok((drops, sa.map(|sa| (sa.packets, sa.sequence))))
+    };
+    let drops = [
+        ("authentication_failed", 2),
+        ("bad_pad", 1),
+        ("policy_mismatch", 1),
+        ("replayed", 1),
+        ("reserved_spi", 2),
+        ("too_old", 1),
+        ("truncated", 1),
+    ];
+    let wanted = (
+        drops.map(|(name, count)| (name.to_owned(), count)).to_vec(),
+        Some((1, 3002)),
+    );
+    let done = wait_for("the forgeries", Duration::from_secs(5), || {
+        seen().is_ok_and(|seen| seen == wanted)
+    });
+    done.with_context(|| format!("dropped; packets and highest number: {:?}", seen()))
 }

@@ -9,10 +9,16 @@ mod rekey;
 mod wire;
 
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
+use culvert_tests::netns;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Test = fn() -> anyhow::Result<()>;
+
+/// Longest time that a test may take. The longest take half a minute; one that hangs must not hold up the others.
+const LIMIT: Duration = Duration::from_mins(4);
 
 fn main() {
     let mut arguments = Arguments::from_args();
@@ -33,14 +39,26 @@ fn main() {
 fn tests(missing: &Option<String>, list: &[(&str, Test)]) -> Vec<Trial> {
     list.iter()
         .map(|&(name, test)| match missing {
-            None => Trial::test(name, move || {
-                test().map_err(|error| Failed::from(format!("{error:#}")))
-            }),
+            None => Trial::test(name, move || within_limit(test)),
             Some(why) => {
                 Trial::test(format!("{name}: skipped: {why}"), || Ok(())).with_ignored_flag(true)
             }
         })
         .collect()
+}
+
+/// Runs a test; one that takes too long fails, and loses its lab, which ends whatever it waits for.
+fn within_limit(test: Test) -> Result<(), Failed> {
+    let (done, result) = mpsc::channel();
+    std::thread::spawn(move || done.send(test()));
+    match result.recv_timeout(LIMIT) {
+        Ok(result) => result.map_err(|error| Failed::from(format!("{error:#}"))),
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(Failed::from("it panicked")),
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            netns::remove_own();
+            Err(Failed::from(format!("not done after {LIMIT:?}")))
+        }
+    }
 }
 
 /// Why there can be no lab here, if so.

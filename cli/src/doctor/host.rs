@@ -187,11 +187,11 @@ mod tests {
         let down = Trouble::Down {
             program: "x",
             socket: "x.sock".into(),
-            start: "systemctl start x".to_owned(),
+            start: "x --run-dir y".to_owned(),
         };
         let other = Trouble::Other("culvert-keymgr: no answer".to_owned());
         let findings = daemons(&Err(down), &Err(other));
-        assert_eq!(findings[0].mend.as_deref(), Some("systemctl start x"));
+        assert_eq!(findings[0].mend.as_deref(), Some("x --run-dir y"));
         assert!(findings[1].found.contains("no answer"));
     }
 }

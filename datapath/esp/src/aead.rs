@@ -1,4 +1,4 @@
-//! The ciphers behind one type: aws-lc-rs (default: twice as fast) and RustCrypto (portable, and the
+//! The ciphers behind one type: aws-lc-rs (default: the faster by far) and RustCrypto (portable, and the
 //! oracle that the default is held against).
 
 use std::fmt;

@@ -228,6 +228,9 @@ fn walk_v6<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
     }
 }
 
+/// The first SPI that an SA may have; those before it are reserved (RFC 4303 §2.1).
+pub const FIRST_SPI: u32 = 256;
+
 /// What a packet is to Culvert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -64,6 +64,12 @@ pub fn wire(ctx: XdpContext) -> u32 {
         Err(Stop::Malformed) => return malformed_from_wire(&packet),
     };
     match headers::classify(&packet, &headers) {
+        Kind::Esp(spi) | Kind::EspInUdp(spi)
+            if spi < headers::FIRST_SPI && protects(headers.source) =>
+        {
+            count(DropReason::ReservedSpi);
+            xdp_action::XDP_DROP
+        }
         Kind::Esp(spi) | Kind::EspInUdp(spi) => esp_from_wire(&ctx, &headers, spi),
         Kind::Geneve if protects(headers.source) => {
             count(DropReason::PlaintextFromPeer);

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
     /// Nobody listens.
-    #[error("cannot reach {path}: {source}; is {program} running? (systemctl status {program})")]
+    #[error("cannot reach {path}: {source}; is {program} running?")]
     Absent {
         /// The socket.
         path: PathBuf,
