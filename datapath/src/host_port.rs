@@ -4,18 +4,12 @@
 use std::io;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use log::{info, warn};
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use nix::net::if_::if_nametoindex;
 
+use crate::netlink::Netlink;
 use crate::nic::{self, Nic, Offload};
 
 /// Longest MTU at which native XDP runs on a veth whose packets are in one page.
@@ -27,7 +21,7 @@ const MAX_MTU: u32 = 3498;
 /// # Errors
 /// An interface of that name is somebody else's; the kernel refuses something.
 pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
-    let netlink = Netlink::open()?;
+    let netlink = Netlink::open().context("netlink")?;
     let nic = netlink
         .get(wire)?
         .with_context(|| format!("no interface {wire}"))?;
@@ -100,7 +94,7 @@ pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
 /// # Errors
 /// The kernel refuses.
 pub fn remove(outer: &str) -> Result<()> {
-    let netlink = Netlink::open()?;
+    let netlink = Netlink::open().context("netlink")?;
     match netlink.get(outer)? {
         Some(link) if is_veth(&link) => netlink.delete(outer),
         _ => Ok(()),
@@ -127,100 +121,5 @@ fn sysctl(family: &str, interface: &str, name: &str, value: &str) -> Result<()> 
     match std::fs::write(&path, value) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && family == "ipv6" => Ok(()),
         result => result.with_context(|| format!("{} = {value}", path.display())),
-    }
-}
-
-/// A route netlink socket, used one request at a time.
-struct Netlink(Socket);
-
-impl Netlink {
-    fn open() -> Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE).context("netlink")?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self(socket))
-    }
-
-    /// Sends a request and returns the message that answers it, if it is not only an acknowledgement.
-    fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Option<LinkMessage>> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        request.finalize();
-        let mut buffer = vec![0; request.buffer_len()];
-        request.serialize(&mut buffer);
-        self.0.send(&buffer, 0)?;
-        let mut link = None;
-        loop {
-            let (answer, _) = self.0.recv_from_full()?;
-            let mut rest = &answer[..];
-            while !rest.is_empty() {
-                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(io::Error::other)?;
-                let length = usize::try_from(message.header.length).unwrap_or(rest.len());
-                match message.payload {
-                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(link),
-                    NetlinkPayload::Error(error) => return Err(error.to_io()),
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(found)) => {
-                        link = Some(found);
-                    }
-                    _ => {}
-                }
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-            }
-        }
-    }
-
-    fn get(&self, name: &str) -> Result<Option<LinkMessage>> {
-        let mut link = LinkMessage::default();
-        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        match self.ask(RouteNetlinkMessage::GetLink(link), 0) {
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
-            result => result.with_context(|| format!("interface {name}")),
-        }
-    }
-
-    fn create_veth(&self, outer: &str, inner: &str, queues: u32) -> Result<()> {
-        let end = |name: &str| {
-            let mut link = LinkMessage::default();
-            link.attributes = vec![
-                LinkAttribute::IfName(name.to_owned()),
-                LinkAttribute::NumTxQueues(queues),
-                LinkAttribute::NumRxQueues(queues),
-            ];
-            link
-        };
-        let mut link = end(outer);
-        link.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(inner)))),
-        ]));
-        self.ask(
-            RouteNetlinkMessage::NewLink(link),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
-        .with_context(|| format!("cannot make the veth pair {outer}, {inner}"))?;
-        Ok(())
-    }
-
-    fn set(&self, name: &str, attributes: Vec<LinkAttribute>, up: bool) -> Result<()> {
-        let mut link = LinkMessage::default();
-        link.header.index = if_nametoindex(name).with_context(|| format!("interface {name}"))?;
-        link.attributes = attributes;
-        if up {
-            link.header.flags = LinkFlags::Up;
-            link.header.change_mask = LinkFlags::Up;
-        }
-        self.ask(RouteNetlinkMessage::SetLink(link), 0)
-            .with_context(|| format!("cannot set up {name}"))?;
-        Ok(())
-    }
-
-    fn delete(&self, name: &str) -> Result<()> {
-        let mut link = LinkMessage::default();
-        link.header.index = if_nametoindex(name).with_context(|| format!("interface {name}"))?;
-        match self.ask(RouteNetlinkMessage::DelLink(link), 0) {
-            Ok(_) => Ok(()),
-            Err(error) => bail!("cannot remove {name}: {error}"),
-        }
     }
 }

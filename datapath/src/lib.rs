@@ -10,6 +10,7 @@ pub mod control;
 pub mod daemon;
 pub mod frame;
 pub mod host_port;
+pub mod netlink;
 pub mod nic;
 pub mod offline;
 pub mod pipeline;
