@@ -1,5 +1,6 @@
 //! scapy as the other implementation of ESP: see `tests/interop`.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -96,7 +97,7 @@ fn on_the_wire(plan: Plan) -> Result<()> {
     // What scapy seals arrives behind b's tunnel device, once.
     let b = &lab.sides[1];
     let [outer_a, outer_b] = [lab.sides[0].outer, b.outer].map(|address| address.to_string());
-    let receiver = b
+    let mut receiver = b
         .namespace
         .command("python3")
         .arg("-c")
@@ -113,7 +114,10 @@ fn on_the_wire(plan: Plan) -> Result<()> {
         ))
         .stdout(std::process::Stdio::piped())
         .spawn()?;
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let mut heard = BufReader::new(receiver.stdout.take().context("its output")?);
+    let mut text = String::new();
+    heard.read_line(&mut text)?;
+    ensure!(text == "ready\n", "the receiver in b says: {text}");
     run(lab
         .underlay
         .command(python())
@@ -126,8 +130,8 @@ fn on_the_wire(plan: Plan) -> Result<()> {
             &key(&lab, SPIS[0])?,
         ])
         .args([outer_a.as_str(), outer_b.as_str(), "b0"]))?;
-    let output = receiver.wait_with_output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    heard.read_to_string(&mut text)?;
+    receiver.wait()?;
     ensure!(text.contains("sealed by scapy\nonce"), "b received: {text}");
     let status = lab.sides[1].datapath_status()?;
     ensure!(
