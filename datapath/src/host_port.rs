@@ -2,6 +2,7 @@
 //! looks like the NIC to the stack; the workers have the inner end.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +15,9 @@ use crate::nic::{self, Nic, Offload};
 
 /// Longest MTU at which native XDP runs on a veth whose packets are in one page.
 const MAX_MTU: u32 = 3498;
+
+/// The IPv4 dummy address (RFC 7600 §4.8): neither forwarded nor reached by anyone.
+const DUMMY_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
 /// Makes the pair with `queues` queues, or takes over the one that is there, and sets it up: MAC address and MTU
 /// of `wire`, offloads, sysctls, both ends up.
@@ -73,9 +77,11 @@ pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
     // What the workers hand in is put together again before it goes up the stack.
     nic::set_offload(outer, Offload::Gro, true)?;
 
-    // Replies to what arrives here leave by the NIC: loose reverse path filtering lets that be.
+    // Replies to what arrives here leave by the NIC. Loose reverse path filtering lets that be, whatever is set
+    // for all interfaces, of which the larger value counts; but not without an address on the interface.
     sysctl("ipv4", outer, "rp_filter", "2")?;
-    // No addresses of its own, and no chatter.
+    netlink.add_address(outer, DUMMY_ADDRESS)?;
+    // No other addresses, and no chatter.
     for (name, value) in [
         ("addr_gen_mode", "1"),
         ("accept_ra", "0"),

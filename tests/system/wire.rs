@@ -1,6 +1,7 @@
 //! What must not get on the wire, and what must not come in from it.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use culvert_tests::lab::{Lab, Plan, Side};
@@ -17,6 +18,10 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
         plaintext_from_a_peer_is_dropped,
     ),
     ("other_traffic_is_left_alone", other_traffic_is_left_alone),
+    (
+        "what_is_opened_passes_the_hosts_stack",
+        what_is_opened_passes_the_hosts_stack,
+    ),
 ];
 
 fn started() -> Result<Lab> {
@@ -107,5 +112,44 @@ fn other_traffic_is_left_alone() -> Result<()> {
     send_udp(a, "2001:db8::2", 6081, 100, 3)?;
     let counts = take_counts(&lab.underlay)?;
     ensure!(counts.plaintext_geneve.packets == 3, "{counts:?}");
+    Ok(())
+}
+
+/// Whatever reverse path filtering a distribution sets for all interfaces. What has 6081 as its source port only
+/// is sealed too, and no Geneve device takes it: it shows whether the stack lets through what is opened.
+fn what_is_opened_passes_the_hosts_stack() -> Result<()> {
+    let lab = started()?;
+    let [a, b] = &lab.sides;
+    let receive = "import socket\n\
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+        s.bind(('192.0.2.2', 7777)); s.settimeout(10)\n\
+        print('ready', flush=True)\n\
+        print(s.recvfrom(100))\n";
+    let send = "import socket\n\
+        s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)\n\
+        udp = bytes.fromhex('17c11e6100130000') + b'sealed once'\n\
+        s.sendto(udp, ('192.0.2.2', 0))\n";
+    for filter in ["0", "1", "2"] {
+        b.namespace.sysctl("net.ipv4.conf.all.rp_filter", filter)?;
+        let mut receiver = python(b)
+            .args(["-c", receive])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut heard = BufReader::new(receiver.stdout.take().context("its output")?);
+        let mut text = String::new();
+        heard.read_line(&mut text)?;
+        run(python(a).args(["-c", send]))?;
+        heard.read_to_string(&mut text)?;
+        receiver.wait()?;
+        ensure!(
+            text == "ready\n(b'sealed once', ('192.0.2.1', 6081))\n",
+            "with rp_filter {filter}, b received: {text}"
+        );
+    }
+    let counts = take_counts(&lab.underlay)?;
+    ensure!(
+        counts.esp.packets == 3 && counts.plaintext_geneve.packets == 0,
+        "{counts:?}"
+    );
     Ok(())
 }

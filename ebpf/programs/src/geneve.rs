@@ -131,6 +131,8 @@ pub fn decap(ctx: TcContext) -> i32 {
         || headers.fragment != Fragment::Whole
         || headers.destination != settings.local
         || headers.ip != ETHERNET
+        // As the kernel's own device: it is the destination port that counts.
+        || packet.read(headers.transport + 2) != Some(GENEVE_PORT.to_be_bytes())
     {
         return TC_ACT_UNSPEC;
     }
