@@ -136,7 +136,7 @@ pub fn run(options: Options, say: impl Fn(&str)) -> Result<(Report, Lab)> {
     let ping = load::ping(&lab, 100)?;
     let plain = Phase::new(load::iperf(&lab, options.seconds)?, ping);
     say("starting Culvert on both, with fresh keys");
-    lab.start_culvert(options.plan)?;
+    lab.start_culvert()?;
     wire::take_counts(&lab.underlay)?;
     say(&format!(
         "sealed: ping, then iperf3 for {} s",

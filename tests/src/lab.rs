@@ -41,6 +41,10 @@ pub struct Plan {
     pub cipher: Cipher,
     /// Extended sequence numbers.
     pub esn: bool,
+    /// Queues of the underlay NICs, and workers.
+    pub queues: u32,
+    /// XDP mode, as the settings have it.
+    pub xdp: &'static str,
     /// Leave it standing when the process ends.
     pub keep: bool,
 }
@@ -51,6 +55,8 @@ impl Default for Plan {
             ipv6: false,
             cipher: Cipher::Aes256Gcm16,
             esn: true,
+            queues: 1,
+            xdp: "auto",
             keep: false,
         }
     }
@@ -81,6 +87,7 @@ pub struct Lab {
     pub underlay: Namespace,
     /// Which Geneve endpoint is used: `kernel` or `fixture`.
     pub endpoint: &'static str,
+    plan: Plan,
     /// Folder and names. Last, so that it is removed last.
     pub home: Home,
 }
@@ -114,6 +121,7 @@ impl Lab {
             sides,
             underlay,
             endpoint,
+            plan,
             home,
         })
     }
@@ -122,7 +130,8 @@ impl Lab {
     ///
     /// # Errors
     /// A daemon does not come up; the text has its log.
-    pub fn start_culvert(&mut self, plan: Plan) -> Result<()> {
+    pub fn start_culvert(&mut self) -> Result<()> {
+        let plan = self.plan;
         let keys = [random_key(plan.cipher)?, random_key(plan.cipher)?];
         let outer = [self.sides[0].outer, self.sides[1].outer];
         for number in 0..2 {
@@ -145,9 +154,14 @@ impl Lab {
         let side = &mut self.sides[number];
         let folder = side.folder.clone();
         let config = folder.join("datapath.toml");
-        let core = number % std::thread::available_parallelism()?.get();
+        let Plan { queues, xdp, .. } = self.plan;
+        // Each side has its core, as long as there are enough.
+        let cores: Vec<_> = (0..queues as usize)
+            .map(|worker| Ok((number + worker) % std::thread::available_parallelism()?.get()))
+            .collect::<Result<_>>()?;
         let text = format!(
-            "wire = \"{WIRE}\"\nhost_port = \"{HOST_PORT}\"\nworkers = 1\ncores = [{core}]\npins = \"{}\"\n",
+            "wire = \"{WIRE}\"\nhost_port = \"{HOST_PORT}\"\nworkers = {queues}\ncores = {cores:?}\n\
+             pins = \"{}\"\nxdp = \"{xdp}\"\n",
             folder.join("bpf").display()
         );
         std::fs::write(&config, text)?;
@@ -272,9 +286,11 @@ impl Side {
             namespace.sysctl(&format!("net.ipv6.conf.default.{setting}"), "0")?;
         }
         namespace.ip(&format!(
-            "link add {WIRE} mtu {MTU} address {} type veth peer name {letter}0 netns {}",
+            "link add {WIRE} mtu {MTU} address {} numtxqueues {queues} numrxqueues {queues} type veth \
+             peer name {letter}0 netns {} numtxqueues {queues} numrxqueues {queues}",
             outer_mac(number),
-            underlay.name()
+            underlay.name(),
+            queues = plan.queues
         ))?;
         underlay.ip(&format!("link set {letter}0 mtu {MTU} master br0 up"))?;
         namespace.ip(&format!("link set {WIRE} up"))?;

@@ -194,7 +194,7 @@ fn demo_killed_is_cleaned_by_the_next() -> Result<()> {
 
 fn started(plan: Plan) -> Result<Lab> {
     let mut lab = Lab::new(plan)?;
-    lab.start_culvert(plan)?;
+    lab.start_culvert()?;
     Ok(lab)
 }
 

@@ -33,7 +33,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
 
 /// Every (SPI, extended sequence number) of the captured ESP packets, each of which may be there once; the
 /// explicit IV is the extended sequence number. Fails for Geneve in clear.
-fn check_capture(packets: &[Vec<u8>]) -> Result<usize> {
+pub(crate) fn check_capture(packets: &[Vec<u8>]) -> Result<usize> {
     let mut seen = HashSet::new();
     for packet in packets {
         let Ok(headers) = headers::walk(&packet[..]) else {
@@ -84,7 +84,7 @@ fn once_under_load(
 ) -> Result<Duration> {
     let plan = Plan::default();
     let mut lab = Lab::new(plan)?;
-    lab.start_culvert(plan)?;
+    lab.start_culvert()?;
     take_counts(&lab.underlay)?;
     let captures = ["a0", "b0"].map(|port| Capture::start(&lab.home, &lab.underlay, port, 96));
 
@@ -167,7 +167,7 @@ fn key_manager_killed_under_load() -> Result<()> {
 fn replays_are_known_after_a_restart() -> Result<()> {
     let plan = Plan::default();
     let mut lab = Lab::new(plan)?;
-    lab.start_culvert(plan)?;
+    lab.start_culvert()?;
     let capture = Capture::start(&lab.home, &lab.underlay, "a0", 2000)?;
     ensure!(load::ping(&lab, 50)?.received == 50);
     let sealed = capture.finish()?;
@@ -198,7 +198,7 @@ fn replays_are_known_after_a_restart() -> Result<()> {
 fn everything_dead_nothing_in_clear() -> Result<()> {
     let plan = Plan::default();
     let mut lab = Lab::new(plan)?;
-    lab.start_culvert(plan)?;
+    lab.start_culvert()?;
     ensure!(load::ping(&lab, 10)?.received == 10);
     for side in 0..2 {
         lab.kill_datapath(side)?;

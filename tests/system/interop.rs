@@ -60,7 +60,7 @@ fn scapy_agrees_on_the_wire() -> Result<()> {
                 ipv6,
                 cipher,
                 esn,
-                keep: false,
+                ..Plan::default()
             };
             on_the_wire(plan).with_context(|| format!("{plan:?}"))?;
         }
@@ -70,7 +70,7 @@ fn scapy_agrees_on_the_wire() -> Result<()> {
 
 fn on_the_wire(plan: Plan) -> Result<()> {
     let mut lab = Lab::new(plan)?;
-    lab.start_culvert(plan)?;
+    lab.start_culvert()?;
     let (cipher, esn) = (plan.cipher.name(), if plan.esn { "1" } else { "0" });
 
     // What a's stack sent, byte for byte, is what scapy gets out of the frames on the wire.
@@ -154,7 +154,7 @@ fn what_is_forged_has_its_counter() -> Result<()> {
         ..Plan::default()
     };
     let mut lab = Lab::new(plan)?;
-    lab.start_culvert(plan)?;
+    lab.start_culvert()?;
     let [from, to] = [0, 1].map(|side: usize| lab.sides[side].outer.to_string());
     let spi = SPIS[0].to_string();
     run(lab

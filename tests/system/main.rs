@@ -5,6 +5,7 @@
 mod commands;
 mod faults;
 mod interop;
+mod modes;
 mod rekey;
 mod wire;
 
@@ -31,6 +32,7 @@ fn main() {
         tests(&lab, wire::TESTS),
         tests(&lab, faults::TESTS),
         tests(&lab, rekey::TESTS),
+        tests(&lab, modes::TESTS),
         tests(&scapy, interop::TESTS),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();

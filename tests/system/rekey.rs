@@ -70,7 +70,7 @@ fn load_on_both(lab: &Lab, generations: &[&Generation], out: usize) -> Result<()
 fn rekey_loses_nothing() -> Result<()> {
     let plan = Plan::default();
     let mut lab = Lab::new(plan)?;
-    lab.start_culvert(plan)?;
+    lab.start_culvert()?;
     let mut old = Generation::new(0)?;
     load_on_both(&lab, &[&old], 0)?;
     take_counts(&lab.underlay)?;

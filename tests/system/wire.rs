@@ -27,7 +27,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
 fn started() -> Result<Lab> {
     let plan = Plan::default();
     let mut lab = Lab::new(plan)?;
-    lab.start_culvert(plan)?;
+    lab.start_culvert()?;
     take_counts(&lab.underlay)?;
     Ok(lab)
 }
