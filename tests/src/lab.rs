@@ -285,6 +285,7 @@ impl Side {
         for setting in ["accept_ra", "router_solicitations", "dad_transmits"] {
             namespace.sysctl(&format!("net.ipv6.conf.default.{setting}"), "0")?;
         }
+        wire::silence(&namespace)?;
         namespace.ip(&format!(
             "link add {WIRE} mtu {MTU} address {} numtxqueues {queues} numrxqueues {queues} type veth \
              peer name {letter}0 netns {} numtxqueues {queues} numrxqueues {queues}",
