@@ -85,8 +85,11 @@ impl Control {
             .updated(update, words)
             .map_err(|error| error.to_string())?;
         self.switch(&next).map_err(|error| {
-            // Back to what was: steering that half follows the new tables protects more, not less.
-            if let Err(again) = self.switch(&self.database.clone()) {
+            // Back to what was. After a start there was nothing, but steering still protects what the datapath
+            // before this one protected: that stays.
+            if self.filled
+                && let Err(again) = self.switch(&self.database.clone())
+            {
                 warn!("steering could not be set back either: {again:#}");
             }
             format!("steering maps: {error:#}")

@@ -1,13 +1,16 @@
 //! Putting the parts together: interfaces, steering, sockets, workers, control socket.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use culvert_proto::DATAPATH_SOCKET;
 use culvert_proto::channel::{Listener, Lock, make_directory};
 use culvert_proto::status::PortStatus;
 use log::{error, info, warn};
+use nix::net::if_::if_nametoindex;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle as SignalsHandle, Signals};
 
@@ -83,10 +86,23 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
             control::serve(&listener, &served);
         })?;
 
+    let watched = [settings.wire.clone(), settings.host_port.clone()]
+        .into_iter()
+        .map(|name| Ok((name.clone(), if_nametoindex(name.as_str())?)))
+        .collect::<Result<Vec<_>>>()?;
+    let vital = Vital(signals.handle());
+    std::thread::Builder::new()
+        .name("watch".to_owned())
+        .spawn(move || {
+            let _vital = vital;
+            watch(&watched);
+            error!("an interface was removed, or made again: start again to guard it");
+        })?;
+
     let signal = signals.forever().next();
     match signal {
         Some(signal) => info!("signal {signal}: ending; what is protected stays blocked"),
-        None => error!("a thread died: ending; what is protected stays blocked"),
+        None => error!("ending, as something that is needed is gone; see above"),
     }
     let control = control.lock().unwrap_or_else(PoisonError::into_inner);
     control.workers().for_each(Handle::stop);
@@ -96,8 +112,22 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     }
     // An end in order leaves no socket behind.
     let _ = std::fs::remove_file(run_directory.join(DATAPATH_SOCKET));
-    ensure!(signal.is_some(), "ended because a thread died");
+    ensure!(
+        signal.is_some(),
+        "ended because an interface or a thread is gone"
+    );
     Ok(())
+}
+
+/// Returns when an interface is not the one any more that the programs and sockets are attached to: it was removed,
+/// or made again under its name, and with it went all that guards it.
+fn watch(interfaces: &[(String, u32)]) {
+    while interfaces
+        .iter()
+        .all(|(name, index)| if_nametoindex(name.as_str()) == Ok(*index))
+    {
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// Held by a thread that the process cannot do without: however the thread ends, the process ends too, and
@@ -190,18 +220,32 @@ fn open_ports(wire: &Nic, host: &str, workers: u32) -> Result<(Mode, Vec<Part>)>
         Ok(parts) => return Ok((Mode::ZeroCopy, parts)),
         Err(error) => info!("no zero-copy: {error:#}"),
     }
-    let parts = open_in_mode(wire, host, workers, Mode::Copy).context(
-        "AF_XDP sockets cannot be opened; `culvert doctor` says what this machine lacks",
-    )?;
-    Ok((Mode::Copy, parts))
+    // The kernel lets go of the queues of sockets that were closed, or whose process died, only after a moment.
+    let until = Instant::now() + Duration::from_secs(1);
+    loop {
+        match open_in_mode(wire, host, workers, Mode::Copy) {
+            Err(error) if is_busy(&error) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => {
+                let parts = result.context(
+                    "AF_XDP sockets cannot be opened; `culvert doctor` says what this machine lacks",
+                )?;
+                return Ok((Mode::Copy, parts));
+            }
+        }
+    }
 }
 
+/// What fails here leaves nothing: sockets that stayed bound would keep out those of the next try.
+#[expect(unsafe_code, reason = "memory that frames point into")]
 fn open_in_mode(wire: &Nic, host: &str, workers: u32, mode: Mode) -> Result<Vec<Part>> {
-    (0..workers)
+    let opened = (0..workers)
         .map(|number| {
             let wire_queues: Vec<u32> = (number..wire.queues).step_by(workers as usize).collect();
             let sockets = u32::try_from(wire_queues.len())? + 1;
-            let (memory, pool) = Memory::new(sockets, mode)?;
+            // SAFETY: what goes out of this function, is kept below; what fails before, touches no frame.
+            let (memory, pool) = unsafe { Memory::new(sockets, mode) }?;
             let wire_ports = wire_queues
                 .iter()
                 .map(|queue| XskPort::open(&memory, &wire.name, *queue))
@@ -211,14 +255,28 @@ fn open_in_mode(wire: &Nic, host: &str, workers: u32, mode: Mode) -> Result<Vec<
             if got != mode {
                 bail!("asked for {}, got {}", mode.name(), got.name());
             }
-            Ok(Part {
+            let part = Part {
                 wire: wire_ports,
                 wire_queues,
                 host,
                 pool,
-            })
+            };
+            Ok((memory, part))
         })
-        .collect()
+        .collect::<Result<Vec<_>>>()?;
+    let keep = |(memory, part): (Memory, Part)| {
+        memory.keep();
+        part
+    };
+    Ok(opened.into_iter().map(keep).collect())
+}
+
+/// Whether a queue has a socket.
+fn is_busy(error: &anyhow::Error) -> bool {
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.raw_os_error() == Some(libc::EBUSY))
 }
 
 fn describe(wire: &Nic, host: &Nic, steering: &Steering, mode: Mode) -> Vec<PortStatus> {

@@ -38,6 +38,11 @@ pub(crate) fn from_hex(text: &str) -> Result<Keymat, String> {
 
 /// Keying material from a file of hex digits that only root can read.
 pub(crate) fn from_file(path: &Path) -> Result<Keymat, String> {
+    let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+    // Not said in any message: it is most likely the key itself.
+    if file_name.len() >= 32 && from_hex(&file_name).is_ok() {
+        return Err("key_file: this is a key and no file; write key = \"…\"".to_owned());
+    }
     let name = format!("key_file {}", path.display());
     // Not through a link, and not blocking on a pipe that somebody put there.
     let file = File::options()
@@ -83,12 +88,12 @@ fn check_metadata(metadata: &fs::Metadata, path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// What stands for the key of an SA: an HMAC, from which nobody gets back to the key.
+/// What stands for the key of an SA: an HMAC, from which nobody gets back to the key. It is the same in both
+/// directions: a key that one host has sent under, the other must not send under.
 pub(crate) fn fingerprint(sa: &SaSpec) -> Fingerprint {
     let key = hmac::Key::new(hmac::HMAC_SHA256, b"culvert key fingerprint 1");
     let mut context = hmac::Context::with_key(&key);
     context.update(sa.cipher.name().as_bytes());
-    context.update(sa.id.direction.to_string().as_bytes());
     context.update(sa.keymat.bytes());
     let tag = context.sign();
     let mut fingerprint = Fingerprint::default();

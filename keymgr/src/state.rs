@@ -93,11 +93,15 @@ impl State {
         let mut refused = Refused::default();
         for sa in &config.sas {
             let fingerprint = fingerprint(sa);
+            let inbound = sa.id.direction == Direction::In;
             let text = match self.region.running_window(&fingerprint) {
-                Some(window)
-                    if sa.id.direction == Direction::In
-                        && window != u64::from(sa.replay_window) =>
-                {
+                Some(window) if (window != 0) != inbound => {
+                    refused.others = true;
+                    "its key was used in the other direction, and the peer's numbers under it must not come \
+                     again; give the SA a new key on both hosts"
+                        .to_owned()
+                }
+                Some(window) if inbound && window != u64::from(sa.replay_window) => {
                     refused.others = true;
                     format!(
                         "its key is in use with a replay window of {window} packets, which cannot change while \
@@ -118,13 +122,21 @@ impl State {
     }
 
     fn give_checked(&mut self, config: Config, before: &Wanted) -> Result<Wanted> {
-        let fingerprints: Vec<_> = config.sas.iter().map(fingerprint).collect();
+        let fingerprints: HashSet<_> = config.sas.iter().map(fingerprint).collect();
         let mut wanted = Wanted::default();
         for mut sa in config.sas {
+            let fingerprint = fingerprint(&sa);
             let claim = self
                 .region
-                .claim(fingerprint(&sa), kind(&sa))
+                .claim(fingerprint, kind(&sa))
                 .with_context(|| sa_name(&sa))?;
+            // Its words may have been given to another just now, for want of room.
+            if claim.fresh && self.used.contains(&fingerprint) {
+                bail!(
+                    "{}: its key was in use before, give it a new one",
+                    sa_name(&sa)
+                );
+            }
             sa.state = StateRef {
                 offset: claim.offset,
                 words: claim.words,
@@ -134,15 +146,15 @@ impl State {
         // On disk before anybody can use them, but after they have state: whoever dies in between has
         // not made a key unusable that was never used.
         self.used
-            .add(fingerprints)
+            .add(fingerprints.iter().copied())
             .with_context(|| format!("list of used keys in {}", self.directory.display()))?;
         for policy in config.policies {
             wanted.policies.insert(policy.id(), policy);
         }
-        for (id, sa) in &before.sas {
-            let now = wanted.sas.get(id);
-            if now.is_none_or(|now| now.keymat != sa.keymat) {
-                self.region.retire(&fingerprint(sa));
+        for sa in before.sas.values() {
+            let fingerprint = fingerprint(sa);
+            if !fingerprints.contains(&fingerprint) {
+                self.region.retire(&fingerprint);
             }
         }
         Ok(wanted)
@@ -253,6 +265,23 @@ mod tests {
         let first = state.give(one.clone(), &Wanted::default()).unwrap();
         let none = state.give(config(&[]), &first).unwrap();
         assert_eq!(state.give(one, &none).unwrap(), first);
+    }
+
+    #[test]
+    fn a_key_does_not_change_its_direction() {
+        let [run, kept] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let mut state = state(run.path(), kept.path());
+        let pair = |out, into| config(&[sa(Direction::Out, out, 64), sa(Direction::In, into, 64)]);
+        let first = state.give(pair(1, 2), &Wanted::default()).unwrap();
+        // The keys exchanged: the peer has sent under the one that we would send under.
+        let error = state.give(pair(2, 1), &first).unwrap_err().to_string();
+        assert_eq!(error.matches("other direction").count(), 2, "{error}");
+        // Also when they were gone in between, and after a reboot.
+        let none = state.give(config(&[]), &first).unwrap();
+        assert!(state.give(pair(2, 1), &none).is_err());
+        std::fs::remove_file(run.path().join("sa-state")).unwrap();
+        let mut rebooted = self::state(run.path(), kept.path());
+        assert!(rebooted.give(pair(2, 1), &Wanted::default()).is_err());
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use culvert_datapath::port::xsk::{Memory, Mode, XskPort};
 use culvert_packet::headers::{self, Kind};
-use culvert_tests::lab::{Lab, Plan};
+use culvert_proto::DATAPATH_SOCKET;
+use culvert_tests::lab::{Lab, Plan, WIRE};
 use culvert_tests::load;
 use culvert_tests::netns::wait_for;
 use culvert_tests::wire::{Capture, inject, take_counts};
@@ -28,6 +30,14 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     (
         "everything_dead_nothing_in_clear",
         everything_dead_nothing_in_clear,
+    ),
+    (
+        "without_its_nic_the_datapath_ends",
+        without_its_nic_the_datapath_ends,
+    ),
+    (
+        "sockets_that_are_gone_leave_the_queue",
+        sockets_that_are_gone_leave_the_queue,
     ),
 ];
 
@@ -105,8 +115,8 @@ fn once_under_load(
     fault(&mut lab)?;
     // TCP tries again at ever longer intervals: it goes on as long after the restart as it stood still before.
     std::thread::sleep(Duration::from_millis(100));
-    repair(&mut lab)?;
     let restarted = Instant::now();
+    repair(&mut lab)?;
     let before = opened(&lab)?;
     wait_for("the stream to go on", Duration::from_secs(5), || {
         opened(&lab).is_ok_and(|now| now > before + 1000)
@@ -238,4 +248,33 @@ fn everything_dead_nothing_in_clear() -> Result<()> {
         out.sequence
     );
     Ok(())
+}
+
+/// So that whoever looks after it starts it again, to guard the NIC that takes the place.
+fn without_its_nic_the_datapath_ends() -> Result<()> {
+    let mut lab = Lab::new(Plan::default())?;
+    lab.start_culvert()?;
+    let side = &lab.sides[0];
+    side.namespace.ip(&format!("link del {WIRE}"))?;
+    // It ends in order, and takes its socket away.
+    wait_for("the datapath to end", Duration::from_secs(5), || {
+        !side.folder.join(DATAPATH_SOCKET).exists()
+    })
+}
+
+/// As when zero-copy was tried and failed halfway: the next try finds the queue free.
+#[expect(unsafe_code, reason = "the memory of AF_XDP")]
+fn sockets_that_are_gone_leave_the_queue() -> Result<()> {
+    let lab = Lab::new(Plan::default())?;
+    lab.sides[0].namespace.within(|| {
+        let open = || -> Result<()> {
+            // SAFETY: no frame is touched.
+            let (memory, _pool) = unsafe { Memory::new(1, Mode::Copy) }?;
+            XskPort::open(&memory, WIRE, 0).map(drop)
+        };
+        open()?;
+        wait_for("the queue to be free", Duration::from_secs(2), || {
+            open().is_ok()
+        })
+    })
 }

@@ -59,11 +59,14 @@ impl Lease {
     }
 }
 
-/// The last number that an SA may use. With ESN it is one short of 2^64 − 1, so that the end of a
-/// lease is a number too.
+/// The last number that an SA may use. With ESN it is far enough from 2^64 that no lease gets there.
 #[must_use]
 pub const fn last(esn: bool) -> u64 {
-    if esn { u64::MAX - 1 } else { u32::MAX as u64 }
+    if esn {
+        u64::MAX - (1 << 32)
+    } else {
+        u32::MAX as u64
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@
     reason = "ring positions and chunk numbers, bounded by the UMEM's size"
 )]
 
+use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
@@ -74,7 +75,11 @@ impl Memory {
     ///
     /// # Errors
     /// The kernel refused the UMEM.
-    pub fn new(sockets: u32, mode: Mode) -> Result<(Self, Pool)> {
+    ///
+    /// # Safety
+    /// No frame of the pool is touched after this memory and its ports are gone, unless [`Memory::keep`] was
+    /// called.
+    pub unsafe fn new(sockets: u32, mode: Mode) -> Result<(Self, Pool)> {
         let frames = NonZeroU32::new(sockets * FRAMES_PER_SOCKET)
             .context("a worker without sockets needs no memory")?;
         let (umem, mut at) = make_umem(frames, USER_HEADROOM)?;
@@ -82,10 +87,8 @@ impl Memory {
         // SAFETY: nobody has the frame yet; the pointer is used only for its address.
         let packet = unsafe { umem.data_mut(first) }.contents_mut().as_mut_ptr();
         let base = packet.wrapping_sub(HEADROOM);
-        // The UMEM stays mapped until the process ends: frames point into it.
-        std::mem::forget(umem.clone());
         let base = NonNull::new(base).context("an UMEM at address zero")?;
-        // SAFETY: `umem` maps that many chunks from `base`, for ever as of the line above, and only the pool
+        // SAFETY: `umem` maps that many chunks from `base`, for as long as the caller promises, and only the pool
         // hands them out.
         let pool = unsafe { Pool::in_memory(base, frames.get(), CHUNK) };
         let descriptors = Arc::new(Descriptors::new(frames, at)?);
@@ -97,6 +100,13 @@ impl Memory {
             },
             pool,
         ))
+    }
+}
+
+impl Memory {
+    /// Leaves the memory mapped until the process ends, and with it the first socket of the UMEM.
+    pub fn keep(self) {
+        std::mem::forget(self.umem);
     }
 }
 
@@ -114,9 +124,14 @@ fn make_umem(frames: NonZeroU32, headroom: usize) -> Result<(Umem, Vec<FrameDesc
 
 /// xsk-rs keeps the kernel's error in `source`.
 fn explain(error: &dyn std::error::Error) -> anyhow::Error {
-    match error.source() {
-        Some(source) => anyhow!("{error}: {source}"),
-        None => anyhow!("{error}"),
+    let kernels = error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .and_then(io::Error::raw_os_error);
+    match (kernels, error.source()) {
+        (Some(code), _) => anyhow!(io::Error::from_raw_os_error(code)).context(error.to_string()),
+        (None, Some(source)) => anyhow!("{error}: {source}"),
+        (None, None) => anyhow!("{error}"),
     }
 }
 

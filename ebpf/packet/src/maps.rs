@@ -34,6 +34,8 @@ pub struct FragmentKey {
     pub destination: Address,
     /// Identification of the datagram.
     pub identification: u32,
+    /// Protocol, over IPv4; over IPv6, 0.
+    pub protocol: u32,
 }
 
 /// The one entry of the `SETTINGS` map.
@@ -81,6 +83,6 @@ mod pod {
 
 const _: () = assert!(size_of::<SpiKey>() == 20);
 const _: () = assert!(size_of::<PeerKey>() == 16);
-const _: () = assert!(size_of::<FragmentKey>() == 36);
+const _: () = assert!(size_of::<FragmentKey>() == 40);
 const _: () = assert!(size_of::<Settings>() == 4);
 const _: () = assert!(size_of::<GeneveSettings>() == 48);

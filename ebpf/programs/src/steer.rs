@@ -27,11 +27,11 @@ static FRAGMENTS: LruHashMap<FragmentKey, u32> = LruHashMap::pinned(4_096, 0);
 
 /// Sockets of the wire port, by queue.
 #[map]
-static WIRE_SOCKETS: XskMap = XskMap::pinned(64, 0);
+static WIRE_SOCKETS: XskMap = XskMap::pinned(1024, 0);
 
 /// Sockets of the host port, by queue.
 #[map]
-static HOST_SOCKETS: XskMap = XskMap::pinned(64, 0);
+static HOST_SOCKETS: XskMap = XskMap::pinned(1024, 0);
 
 /// Settings, at index 0.
 #[map]
@@ -218,6 +218,11 @@ fn fragment_key(headers: &Headers, identification: u32) -> FragmentKey {
         source: headers.source,
         destination: headers.destination,
         identification,
+        // IPv4 counts identifications for each protocol. Over IPv6 fragments after the first may name another.
+        protocol: match headers.version {
+            Version::V4 => u32::from(headers.protocol),
+            Version::V6 => 0,
+        },
     }
 }
 
