@@ -124,8 +124,8 @@ impl ReplayWindow {
             }
         }
         // Not a locked maximum, which would cost as much again as the line above: of two workers at once the
-        // slower may set the edge back by the few packets between them, until the next one. That lets in
-        // nothing twice, as the ring remembers, and what is let in late was not received before.
+        // slower may set the edge back, to where it was when it was interrupted, until the next packet. That lets
+        // in nothing twice, as the ring remembers, and what is let in late was not received before.
         if sequence > self.highest() {
             self.words[HIGHEST].store(sequence, Ordering::Relaxed);
         }

@@ -2,7 +2,8 @@
 //! left pinned, and keeps their maps.
 //!
 //! Programs and maps are pinned on a bpffs, so that they outlive the datapath and go on dropping what must
-//! not be in clear. A start replaces pinned programs in place: at no moment is there none.
+//! not be in clear. A start replaces pinned programs in place: at no moment is there none, unless the settings
+//! name another XDP mode.
 
 mod attach;
 mod pinned;
