@@ -11,16 +11,23 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use culvert_benches::{geneve, inbound_sa, outbound_sa, restore, with_room};
 use culvert_esp::aead::Aead;
 use culvert_esp::buffer::{Frame, HeapFrame};
-use culvert_esp::{Backend, ICV, TRAILER, open, seal};
+use culvert_esp::{Backend, MAX_ICV, TRAILER, open, seal};
 use culvert_proto::sa::Cipher;
 
 /// Bytes of the UDP datagram.
 const SIZES: [usize; 5] = [64, 256, 512, 1400, 8900];
+/// A wire that takes them all.
+const MTU: usize = 9216;
 /// Packets that are timed together, as a worker takes them.
 const BATCH: usize = 64;
 
 fn aead(cipher: Cipher, backend: Backend) -> Aead {
-    Aead::new(backend, cipher, &vec![0x5a; cipher.key_length()]).expect("a good key")
+    Aead::new(
+        backend,
+        cipher.algorithm(),
+        &vec![0x5a; cipher.key_length()],
+    )
+    .expect("a good key")
 }
 
 /// Length of the text that the cipher sees for a datagram of `size` bytes.
@@ -49,7 +56,7 @@ fn timed<T>(
 }
 
 fn sealing(criterion: &mut Criterion) {
-    for cipher in Cipher::ALL {
+    for cipher in Cipher::COMMON {
         for &backend in Backend::ALL {
             let mut group = criterion.benchmark_group(format!("seal/{cipher}/{}", backend.name()));
             for size in SIZES {
@@ -93,7 +100,8 @@ fn sealing(criterion: &mut Criterion) {
                                 let mut lease = sa.lease(count);
                                 for frame in frames {
                                     let sequence = lease.take().expect("a number");
-                                    black_box(seal::seal(&sa, sequence, &headers, frame))
+                                    let plan = seal::plan(&sa, &headers, MTU);
+                                    black_box(seal::seal(&sa, sequence, &plan, &headers, frame))
                                         .expect("sealed");
                                 }
                             },
@@ -106,7 +114,7 @@ fn sealing(criterion: &mut Criterion) {
 }
 
 fn opening(criterion: &mut Criterion) {
-    for cipher in Cipher::ALL {
+    for cipher in Cipher::COMMON {
         for &backend in Backend::ALL {
             let mut group = criterion.benchmark_group(format!("open/{cipher}/{}", backend.name()));
             for size in SIZES {
@@ -117,7 +125,7 @@ fn opening(criterion: &mut Criterion) {
                     let icv = bare.seal([0; 12], &[0; 12], &mut sealed).expect("sealed");
                     sealed.extend(icv);
                     let mut texts = vec![sealed.clone(); BATCH];
-                    assert_eq!(sealed.len(), text_length(size) + ICV);
+                    assert_eq!(sealed.len(), text_length(size) + MAX_ICV);
                     bencher.iter_custom(|iterations| {
                         timed(
                             iterations,
@@ -144,7 +152,9 @@ fn opening(criterion: &mut Criterion) {
                         .map(|_| {
                             let mut frame = with_room(&clear);
                             let sequence = lease.take().expect("a number");
-                            seal::seal(&outbound, sequence, &headers, &mut frame).expect("sealed");
+                            let plan = seal::plan(&outbound, &headers, MTU);
+                            seal::seal(&outbound, sequence, &plan, &headers, &mut frame)
+                                .expect("sealed");
                             frame
                         })
                         .collect();

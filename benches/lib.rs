@@ -3,10 +3,9 @@
 use std::net::IpAddr;
 
 use culvert_esp::buffer::{Frame, HeapFrame};
-use culvert_esp::sa::Selector;
 use culvert_esp::{Backend, InboundSa, MAX_HEADROOM, MAX_TAILROOM, OutboundSa};
 use culvert_packet::headers::{self, Headers};
-use culvert_proto::sa::{Cipher, Direction, Keymat, SaId, SaSpec, Spi, StateRef};
+use culvert_proto::sa::{Cipher, Direction, Keymat, Lifetime, SaId, SaSpec, Spi, StateRef};
 use culvert_state::Words;
 use culvert_state::layout::{inbound, outbound};
 
@@ -30,6 +29,8 @@ fn spec(cipher: Cipher, direction: Direction) -> SaSpec {
         esn: true,
         replay_window: WINDOW,
         encapsulation: None,
+        tfc: 0,
+        lifetime: Lifetime::default(),
         state: StateRef {
             offset: 0,
             words: 0,
@@ -48,10 +49,8 @@ pub fn outbound_sa(cipher: Cipher, backend: Backend) -> OutboundSa {
 #[must_use]
 pub fn inbound_sa(cipher: Cipher, backend: Backend) -> (InboundSa, Words) {
     let words = Words::on_heap(inbound::words(WINDOW));
-    let [source, destination] = ADDRESSES.map(IpAddr::from);
-    let selector = Selector::new(source, destination);
     let spec = spec(cipher, Direction::In);
-    let sa = InboundSa::new(&spec, selector, words.clone(), backend).expect("a good SA");
+    let sa = InboundSa::new(&spec, words.clone(), backend).expect("a good SA");
     (sa, words)
 }
 

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
-use culvert_proto::sa::Direction;
+use culvert_proto::sa::Action;
 use culvert_proto::status::{DatapathStatus, KeymgrStatus, PolicyStatus, SaStatus};
 use serde::Serialize;
 
@@ -106,33 +106,33 @@ fn unprotected(policy: &PolicyStatus) -> Option<String> {
     if is_protected(policy) {
         return None;
     }
-    let lacking = match (policy.outbound, policy.inbound.is_empty()) {
+    let Action::Protect { outbound, inbound } = &policy.action else {
+        return None;
+    };
+    let lacking = match (outbound, inbound.is_empty()) {
         (None, true) => "it names no SA",
         (None, false) => "it names no outbound SA (out)",
-        _ => "it names no inbound SA (in)",
+        (Some(_), true) => "it names no inbound SA (in)",
+        (Some(_), false) => "its SA has reached the end of its life",
     };
     Some(format!(
-        "Geneve between {} and {} is blocked: {lacking}",
-        policy.local, policy.remote
+        "Geneve from {} is blocked: {lacking}",
+        policy.selector
     ))
 }
 
-/// RFC 4303 §3.3.3: the counter must not wrap; a static key is never rekeyed by itself.
+// RFC 4303 §3.3.3 [3.3.3-in-anticipation]
+/// A static key is never rekeyed by itself.
 fn running_out(sa: &SaStatus) -> Option<String> {
-    let last = if sa.esn {
-        u64::MAX
-    } else {
-        u64::from(u32::MAX)
+    let what = match sa.state.as_str() {
+        "expired" => "has reached the end of its life and is stopped",
+        "expiring" => "has reached its soft lifetime and will stop",
+        _ => return None,
     };
-    let warn_from = last - last / 8;
-    (sa.direction == Direction::Out && sa.sequence >= warn_from).then(|| {
-        format!(
-            "SA {} out has {} sequence numbers left, then it stops: give it a new key on both hosts, with \
-             esn = true",
-            sa.spi,
-            last - sa.sequence.min(last)
-        )
-    })
+    Some(format!(
+        "SA {} {} {what}: give it a new key on both hosts",
+        sa.spi, sa.direction
+    ))
 }
 
 pub(crate) fn run(arguments: &Arguments, run: &Path) -> anyhow::Result<bool> {

@@ -2,25 +2,31 @@
 //! state of things.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use culvert_packet::reason::DropReason;
 use culvert_proto::channel::{Channel, ChannelError, Listener};
 use culvert_proto::message::{DatapathReply, DatapathRequest, Update};
-use culvert_proto::sa::{Direction, StateRef};
+use culvert_proto::sa::{Action, Direction, SaSpec, StateRef};
 use culvert_proto::status::{DatapathStatus, PolicyStatus, PortStatus, SaStatus, WorkerStatus};
+use culvert_state::layout::{both, inbound, outbound};
 use culvert_state::{Region, Words};
 use log::{info, warn};
 
+use crate::guard::Guarded;
+use crate::monitor::{Journal, Watch, WatchList};
 use crate::steer::Steering;
-use crate::tables::Database;
-use crate::worker::Handle;
+use crate::tables::{Compiled, Database};
+use crate::worker::{Handle, now};
 
 /// Connections that are served at once: the key manager's and a few people looking.
 const MAX_CONNECTIONS: usize = 16;
 /// Records that a transaction of several messages may come to.
 const MAX_RECORDS: usize = 1 << 20;
+/// How long an answer waits for events.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Name and release, as greetings and reports have it.
 pub const PROGRAM: &str = concat!("culvert-datapath ", env!("CARGO_PKG_VERSION"));
@@ -33,6 +39,8 @@ pub struct Control {
     workers: Vec<(Option<u32>, Handle)>,
     steering: Steering,
     database: Database,
+    watch: Arc<Watch>,
+    journal: Arc<Journal>,
     region: Option<Arc<Region>>,
     /// Whether the tables are the key manager's, and not yet those of an empty start.
     filled: bool,
@@ -56,6 +64,8 @@ impl Control {
             workers,
             steering,
             database,
+            watch: Arc::default(),
+            journal: Arc::default(),
             region: None,
             filled: false,
         }
@@ -64,6 +74,18 @@ impl Control {
     /// The workers' handles.
     pub fn workers(&self) -> impl Iterator<Item = &Handle> {
         self.workers.iter().map(|(_, handle)| handle)
+    }
+
+    /// The SAs that the monitor looks at.
+    #[must_use]
+    pub fn watch(&self) -> Arc<Watch> {
+        Arc::clone(&self.watch)
+    }
+
+    /// Where events go.
+    #[must_use]
+    pub fn journal(&self) -> Arc<Journal> {
+        Arc::clone(&self.journal)
     }
 
     /// Applies a transaction, whole or not at all.
@@ -94,6 +116,7 @@ impl Control {
             }
             format!("steering maps: {error:#}")
         })?;
+        self.watch.set(WatchList::of(&next));
         self.database = next;
         self.filled = true;
         Ok(())
@@ -102,15 +125,15 @@ impl Control {
     /// Turns workers and steering to `next`. Whom to protect grows first and shrinks last, so that at no moment
     /// plaintext passes that neither the old nor the new policies would let pass.
     fn switch(&mut self, next: &Database) -> anyhow::Result<()> {
-        let peers = next.peers();
+        let guarded = Guarded::of(next.policies());
         self.steering
-            .set_peers(&self.database.peers().union(&peers).copied().collect())?;
+            .set_guarded(&Guarded::of(self.database.policies()).union(&guarded))?;
         let tables = Arc::new(next.snapshot());
         for worker in self.workers() {
             worker.publish(Arc::clone(&tables));
         }
         self.steering.set_spis(&next.spis())?;
-        self.steering.set_peers(&peers)
+        self.steering.set_guarded(&guarded)
     }
 
     fn status(&self) -> DatapathStatus {
@@ -119,6 +142,7 @@ impl Control {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             aead: self.aead.to_owned(),
+            cpu_features: cpu_features(),
             ports: self.ports.clone(),
             workers: self.worker_status(),
             sas: self.sa_status(),
@@ -128,7 +152,6 @@ impl Control {
     }
 
     fn worker_status(&self) -> Vec<WorkerStatus> {
-        use std::sync::atomic::{AtomicU64, Ordering};
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         (0..)
             .zip(&self.workers)
@@ -142,6 +165,7 @@ impl Control {
                     from_wire: read(&counters.from_wire),
                     sealed: read(&counters.sealed),
                     opened: read(&counters.opened),
+                    bypassed: read(&counters.bypassed),
                     sleeps: read(&counters.sleeps),
                 }
             })
@@ -151,23 +175,8 @@ impl Control {
     fn sa_status(&self) -> Vec<SaStatus> {
         let mut sas: Vec<_> = self
             .database
-            .report()
-            .map(|(spec, (packets, bytes), sequence)| SaStatus {
-                direction: spec.id.direction,
-                spi: spec.id.spi,
-                source: spec.source,
-                destination: spec.id.destination,
-                cipher: spec.cipher,
-                esn: spec.esn,
-                encapsulation: spec.encapsulation,
-                packets,
-                bytes,
-                sequence,
-                replay_window: match spec.id.direction {
-                    Direction::In => spec.replay_window,
-                    Direction::Out => 0,
-                },
-            })
+            .sas()
+            .map(|(spec, compiled)| sa_status(spec, compiled))
             .collect();
         sas.sort_by_key(|sa| (sa.direction, sa.destination, sa.spi));
         sas
@@ -178,18 +187,26 @@ impl Control {
             .database
             .policies()
             .map(|policy| PolicyStatus {
-                local: policy.local,
-                remote: policy.remote,
-                outbound: policy.outbound,
-                inbound: policy.inbound.clone(),
-                protected_by: if policy.outbound.is_some() && !policy.inbound.is_empty() {
-                    "culvert".to_owned()
-                } else {
-                    "none (dropping)".to_owned()
-                },
+                selector: policy.selector.clone(),
+                order: policy.order,
+                protected_by: match &policy.action {
+                    Action::Protect {
+                        outbound: Some(outbound),
+                        inbound,
+                    } if self.database.is_alive(outbound)
+                        && inbound.iter().any(|sa| self.database.is_alive(sa)) =>
+                    {
+                        "culvert"
+                    }
+                    Action::Protect { .. } => "none (dropping)",
+                    Action::Bypass => "nobody (bypass)",
+                    Action::Discard => "nobody (discard)",
+                }
+                .to_owned(),
+                action: policy.action.clone(),
             })
             .collect();
-        policies.sort_by_key(|policy| (policy.local, policy.remote));
+        policies.sort_by(|a, b| (a.order, &a.selector).cmp(&(b.order, &b.selector)));
         policies
     }
 
@@ -209,6 +226,70 @@ impl Control {
             })
             .collect()
     }
+}
+
+/// The report of one SA.
+fn sa_status(spec: &SaSpec, compiled: &Compiled) -> SaStatus {
+    let state = compiled.state();
+    let read = |at: usize| state.map_or(0, |state| state[at].load(Ordering::Relaxed));
+    let inbound = spec.id.direction == Direction::In;
+    let only_inbound = |at: usize| if inbound { read(at) } else { 0 };
+    let now = now();
+    let since = |at: usize| match read(at) {
+        0 => None,
+        start => Some(now.saturating_sub(start) / 1000),
+    };
+    let sequence = match compiled {
+        Compiled::Outbound(sa) => sa.leased(),
+        Compiled::Inbound(sa) => sa.highest(),
+        Compiled::Unused => 0,
+    };
+    const { assert!(outbound::LEASED == inbound::HIGHEST) };
+    SaStatus {
+        direction: spec.id.direction,
+        spi: spec.id.spi,
+        source: spec.source,
+        destination: spec.id.destination,
+        cipher: spec.cipher,
+        esn: spec.esn,
+        encapsulation: spec.encapsulation,
+        packets: read(both::PACKETS),
+        bytes: read(both::BYTES),
+        sequence,
+        replay_window: if inbound { spec.replay_window } else { 0 },
+        replayed: only_inbound(inbound::REPLAYED),
+        late: only_inbound(inbound::LATE),
+        failed: only_inbound(inbound::FAILED),
+        lost: only_inbound(inbound::HIGHEST).saturating_sub(only_inbound(inbound::AUTHENTICATED)),
+        lifetime: spec.lifetime,
+        age_seconds: since(both::ADDED).unwrap_or(0),
+        use_seconds: since(both::FIRST_USE),
+        state: match read(both::STATE) {
+            both::ALIVE => "alive",
+            both::EXPIRING => "expiring",
+            _ => "expired",
+        }
+        .to_owned(),
+    }
+}
+
+/// What the ciphers' implementations choose by.
+fn cpu_features() -> Vec<String> {
+    macro_rules! detected {
+        ($detect:ident: $($feature:tt)*) => {
+            [$(($feature, std::arch::$detect!($feature)),)*]
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    let features = detected!(is_x86_feature_detected:
+        "aes" "pclmulqdq" "avx2" "vaes" "vpclmulqdq" "avx512f");
+    #[cfg(target_arch = "aarch64")]
+    let features = detected!(is_aarch64_feature_detected: "neon" "aes" "pmull" "sha3");
+    features
+        .into_iter()
+        .filter(|(_, detected)| *detected)
+        .map(|(feature, _)| feature.to_owned())
+        .collect()
 }
 
 /// Serves the socket for ever, a thread a connection.
@@ -248,10 +329,16 @@ fn converse(mut channel: Channel, control: &Mutex<Control>) -> Result<(), Channe
     channel.greeted::<DatapathRequest, DatapathReply>(PROGRAM)?;
     let mut pending: Option<Update> = None;
     while let Some(request) = channel.receive()? {
-        // A panic elsewhere leaves the tables whole: they are replaced, never changed.
-        let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
+        if let DatapathRequest::Events(after) = request {
+            let journal = lock(control).journal();
+            channel.send(&DatapathReply::Events(journal.after(after, PATIENCE)))?;
+            continue;
+        }
+        let mut control = lock(control);
         let reply = match request {
-            DatapathRequest::Hello(_) => return Err(ChannelError::Unexpected),
+            DatapathRequest::Hello(_) | DatapathRequest::Events(_) => {
+                return Err(ChannelError::Unexpected);
+            }
             DatapathRequest::Region => match channel.take_descriptor().map(Region::from_fd) {
                 Some(Ok(region)) => {
                     control.region = Some(Arc::new(region));
@@ -283,6 +370,11 @@ fn converse(mut channel: Channel, control: &Mutex<Control>) -> Result<(), Channe
         channel.send(&reply)?;
     }
     Ok(())
+}
+
+/// A panic elsewhere leaves the tables whole: they are replaced, never changed.
+pub fn lock(control: &Mutex<Control>) -> MutexGuard<'_, Control> {
+    control.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Joins the messages of a transaction; gives it when it is complete.

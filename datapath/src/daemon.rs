@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,13 +17,17 @@ use signal_hook::iterator::{Handle as SignalsHandle, Signals};
 use crate::control::{self, Control};
 use crate::frame::Pool;
 use crate::host_port;
+use crate::monitor;
 use crate::nic::Nic;
 use crate::port::Port;
 use crate::port::xsk::{Memory, Mode, XskPort};
 use crate::settings::Settings;
 use crate::steer::{Role, Steering, SteeringConfig};
 use crate::tables::Database;
-use crate::worker::{Handle, Worker};
+use crate::worker::{Handle, Mtu, Worker};
+
+/// The MTU of a wire that takes IPv6's least MTU, 1280 bytes (RFC 8200 §5), sealed and in UDP.
+const LEAST_MTU_V6: usize = 1280 + 48;
 
 /// Runs the datapath until SIGTERM or SIGINT. What it attached stays attached, and drops what it must
 /// protect, until the next start or [`remove`].
@@ -47,7 +51,18 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     let mut steering = Steering::attach(&steering_config(settings))?;
 
     let (mode, parts) = open_ports(&wire, &inner, workers)?;
-    let ports = describe(&wire, &Nic::query(&settings.host_port)?, &steering, mode);
+    let host = Nic::query(&settings.host_port)?;
+    let ports = describe(&wire, &host, &steering, mode);
+    let mtu = Mtu {
+        wire: wire.mtu as usize,
+        host: host.mtu as usize,
+    };
+    if mtu.wire < LEAST_MTU_V6 {
+        warn!(
+            "{} has MTU {}: IPv6 needs at least {LEAST_MTU_V6}, as sealed packets of 1280 bytes do not fit",
+            wire.name, wire.mtu
+        );
+    }
     for port in &ports {
         info!(
             "{} port {}: XDP {}, AF_XDP {}, {} queues, MTU {}",
@@ -59,7 +74,7 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     let mut threads = Vec::new();
     for (number, (part, core)) in parts.into_iter().zip(&cores).enumerate() {
         part.register(&mut steering, u32::try_from(number)?)?;
-        let (worker, handle) = Worker::new(part.wire, part.host, wire.mtu as usize, part.pool)?;
+        let (worker, handle) = Worker::new(part.wire, part.host, mtu, part.pool)?;
         threads.push(start(worker, number, *core, signals.handle())?);
         handles.push((u32::try_from(core.id).ok(), handle));
     }
@@ -86,6 +101,18 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
             control::serve(&listener, &served);
         })?;
 
+    let (watched_sas, journal) = {
+        let control = control::lock(&control);
+        (control.watch(), control.journal())
+    };
+    let vital = Vital(signals.handle());
+    std::thread::Builder::new()
+        .name("monitor".to_owned())
+        .spawn(move || {
+            let _vital = vital;
+            monitor::run(&watched_sas, &journal);
+        })?;
+
     let watched = [settings.wire.clone(), settings.host_port.clone()]
         .into_iter()
         .map(|name| Ok((name.clone(), if_nametoindex(name.as_str())?)))
@@ -104,7 +131,7 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
         Some(signal) => info!("signal {signal}: ending; what is protected stays blocked"),
         None => error!("ending, as something that is needed is gone; see above"),
     }
-    let control = control.lock().unwrap_or_else(PoisonError::into_inner);
+    let control = control::lock(&control);
     control.workers().for_each(Handle::stop);
     for thread in threads {
         // What it died of, the panic itself has said.

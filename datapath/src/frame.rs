@@ -187,6 +187,12 @@ impl Pool {
         self.free.push(frame);
     }
 
+    /// Bytes of a chunk.
+    #[must_use]
+    pub fn chunk(&self) -> usize {
+        self.chunk as usize
+    }
+
     /// How many frames are free.
     #[must_use]
     pub fn free(&self) -> usize {

@@ -19,8 +19,8 @@ const MAX_MTU: u32 = 3498;
 /// The IPv4 dummy address (RFC 7600 §4.8): neither forwarded nor reached by anyone.
 const DUMMY_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
-/// Makes the pair with `queues` queues, or takes over the one that is there, and sets it up: MAC address and MTU
-/// of `wire`, offloads, sysctls, both ends up.
+/// Makes the pair with `queues` queues, or takes over the one that is there, and sets it up: MAC address of
+/// `wire`, offloads, sysctls, both ends up.
 ///
 /// # Errors
 /// An interface of that name is somebody else's; the kernel refuses something.
@@ -29,11 +29,11 @@ pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
     let nic = netlink
         .get(wire)?
         .with_context(|| format!("no interface {wire}"))?;
-    let (mut mac, mut mtu) = (Vec::new(), 1500);
+    let (mut mac, mut wire_mtu) = (Vec::new(), 1500);
     for attribute in nic.attributes {
         match attribute {
             LinkAttribute::Address(address) => mac = address,
-            LinkAttribute::Mtu(value) => mtu = value,
+            LinkAttribute::Mtu(value) => wire_mtu = value,
             _ => {}
         }
     }
@@ -41,12 +41,13 @@ pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
         mac.len() == 6,
         "{wire} has no Ethernet address: Culvert needs an Ethernet NIC"
     );
-    if mtu > MAX_MTU {
+    // As large as can be, whatever the NIC has: datagrams that came in fragments go up the stack whole.
+    let mtu = MAX_MTU;
+    if wire_mtu > mtu {
         warn!(
-            "{wire} has MTU {mtu}, but the host port takes packets up to {MAX_MTU} bytes: \
+            "{wire} has MTU {wire_mtu}, but the host port takes packets up to {MAX_MTU} bytes: \
              the Geneve device's MTU must be so low that they stay below"
         );
-        mtu = MAX_MTU;
     }
 
     if let Some(there) = netlink.get(outer)? {

@@ -2,20 +2,27 @@
 //!
 //! In the order of a packet's way out: [`steer`] (eBPF) hands it to the host [`port`], a [`worker`] receives
 //! it into a [`frame`], the [`pipeline`] finds its SA in the [`tables`] and seals it with
-//! [`culvert_esp`], the wire [`port`] sends it. The way in is the same backwards. [`daemon`] puts the
-//! parts together; [`control`] is how the key manager fills the tables; [`offline`] runs a worker on
-//! capture files.
+//! [`culvert_esp`], the wire [`port`] sends it. The way in is the same backwards. [`spd`] is how policies are
+//! found, [`sizes`] what happens to packets that are too large. [`daemon`] puts the parts together; [`control`]
+//! is how the key manager fills the tables, [`monitor`] how it hears of lifetimes and of peers that move;
+//! [`offline`] runs a worker on capture files.
 
 pub mod control;
 pub mod daemon;
 pub mod frame;
+mod geneve;
+pub mod guard;
 pub mod host_port;
+mod keepalive;
+pub mod monitor;
 pub mod netlink;
 pub mod nic;
 pub mod offline;
 pub mod pipeline;
 pub mod port;
 pub mod settings;
+pub mod sizes;
+pub mod spd;
 pub mod steer;
 pub mod tables;
 pub mod worker;

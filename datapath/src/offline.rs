@@ -10,7 +10,7 @@ use anyhow::ensure;
 use culvert_esp::Backend;
 use culvert_packet::reason::DropReason;
 use culvert_proto::message::Update;
-use culvert_proto::sa::{Direction, PolicySpec, SaSpec, StateRef};
+use culvert_proto::sa::{Direction, Limits, PolicySpec, SaSpec, StateRef};
 use culvert_state::Words;
 use culvert_state::layout::{inbound, outbound};
 use serde::Serialize;
@@ -18,12 +18,17 @@ use serde::Serialize;
 use crate::frame::Pool;
 use crate::port::pcap::{Clock, PcapPort};
 use crate::tables::Database;
-use crate::worker::Worker;
+use crate::worker::{Mtu, Worker};
 
 /// Chunk for one packet of a capture: the longest IP packet, and room for ESP.
 const CHUNK: u32 = 66_000;
-/// No wire that a packet could be too long for.
-const NO_MTU: usize = usize::MAX;
+/// Frames: some for the ports, and those of datagrams in fragments.
+const FRAMES: u32 = 160;
+/// No port that a packet could be too long for.
+const NO_MTU: Mtu = Mtu {
+    wire: usize::MAX,
+    host: usize::MAX,
+};
 
 /// What to do with a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +87,14 @@ pub fn run(
     output: &Path,
 ) -> anyhow::Result<Report> {
     for sa in &mut sas {
+        // A capture has no time of its own.
+        for limits in [&mut sa.lifetime.soft, &mut sa.lifetime.hard] {
+            *limits = Limits {
+                seconds: None,
+                seconds_in_use: None,
+                ..*limits
+            };
+        }
         let words = match sa.id.direction {
             Direction::In => inbound::words(sa.replay_window),
             Direction::Out => outbound::WORDS,
@@ -119,9 +132,10 @@ pub fn run(
         Task::Seal => (sink, source),
         Task::Open => (source, sink),
     };
-    let (mut worker, handle) = Worker::new(vec![wire], host, NO_MTU, Pool::on_heap(4, CHUNK))?;
+    let (mut worker, handle) = Worker::new(vec![wire], host, NO_MTU, Pool::on_heap(FRAMES, CHUNK))?;
     handle.publish(Arc::new(database.snapshot()));
     while worker.turn() > 0 {}
+    worker.give_up_fragments();
 
     let (wire, host) = worker.into_ports();
     let mut report = Report {

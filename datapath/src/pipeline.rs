@@ -1,200 +1,495 @@
 //! What happens to a batch of frames: packet logic, no I/O, no clock. Tests drive it from memory.
 //!
-//! Both directions take two steps: *sort* walks headers and finds each frame's SA, *work* goes over runs of
-//! frames of the same SA, so that a run costs one lease and one update of counters.
+//! Both directions take two steps: *sort* puts fragments together, walks headers and finds each frame's SA, *work*
+//! goes over runs of frames of the same SA, so that a run costs one lease and one update of counters.
 
-use culvert_esp::{open, seal};
-use culvert_packet::headers::{self, Fragment, Headers, Kind, Stop};
+use culvert_esp::open::{self, Opened};
+use culvert_esp::sa::Counts;
+use culvert_esp::{InboundSa, OutboundSa, seal};
+use culvert_packet::headers::{self, Fragment, Headers, Kind, Packet, Stop, Version};
 use culvert_packet::reason::DropReason;
 
 use crate::frame::Frame;
+use crate::geneve;
+use crate::sizes::fragment::{self, Fragmenter};
+use crate::sizes::reassembly::{DATAGRAMS, Loss, Reassembly};
+use crate::sizes::{Supply, too_big};
 use crate::tables::{Outbound, Tables};
+
+/// In place of an SA's index: the packet goes on in clear, as a policy says.
+const IN_CLEAR: u32 = u32::MAX;
+
+/// Which of the two tables of fragments.
+const FROM_HOST: usize = 0;
+/// The other one.
+const FROM_WIRE: usize = 1;
 
 /// A frame whose headers are walked and whose SA is found.
 #[derive(Debug)]
 struct Sorted {
     frame: Frame,
+    found: Found,
+    outcome: Outcome,
+}
+
+/// What sorting finds.
+#[derive(Debug)]
+struct Found {
     headers: Headers,
-    /// Index of the SA in the snapshot.
+    /// Index of the SA in the snapshot, or [`IN_CLEAR`].
     sa: u32,
-    /// ESP came in UDP; inbound only.
-    encapsulated: bool,
-    outcome: Result<(), DropReason>,
+    /// The UDP port that ESP came from, if it came in UDP; inbound only.
+    port: Option<u16>,
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    /// It goes on.
+    Send,
+    /// It goes on in clear.
+    Pass,
+    /// As `Send` or, if in clear, as `Pass`, in fragments.
+    Fragments {
+        /// In clear.
+        pass: bool,
+    },
+    /// It is lost, but has become the answer that tells its sender so.
+    Answer(DropReason),
+    /// It is lost.
+    Drop(DropReason),
 }
 
 /// Where frames go.
-pub trait Sink {
+pub trait Sink: Supply<Frame> {
     /// A frame that is done, to be sent on.
     fn send(&mut self, frame: Frame);
-    /// A frame that is lost, to be counted and given back.
-    fn discard(&mut self, frame: Frame, reason: DropReason);
+    /// A frame that goes on in clear.
+    fn pass(&mut self, frame: Frame);
+    /// A frame that goes back to where the batch came from.
+    fn answer(&mut self, frame: Frame);
+    /// So many packets are lost.
+    fn count(&mut self, reason: DropReason, packets: u64);
+    /// A frame that is lost.
+    fn discard(&mut self, frame: Frame, reason: DropReason) {
+        self.count(reason, 1);
+        self.give(frame);
+    }
 }
 
-/// Scratch space for batches, kept so that no packet allocates.
-#[derive(Debug, Default)]
+/// Scratch space for batches, kept so that no packet allocates, and datagrams that are not whole yet.
+#[derive(Debug)]
 pub struct Pipeline {
     sorted: Vec<Sorted>,
+    /// What comes from the host and what comes from the wire, apart: neither may end up in the other, nor push it out.
+    reassembly: [Reassembly<Frame>; 2],
+    fragmenter: Fragmenter<Frame>,
 }
 
 impl Pipeline {
-    /// A pipeline for batches of at most `batch` frames.
+    /// A pipeline for batches of at most `batch` frames, in chunks of `chunk` bytes.
     #[must_use]
-    pub fn new(batch: usize) -> Self {
+    pub fn new(batch: usize, chunk: usize) -> Self {
         Self {
             sorted: Vec::with_capacity(batch),
+            reassembly: [(); 2].map(|()| Reassembly::new(DATAGRAMS, chunk)),
+            fragmenter: Fragmenter::default(),
         }
     }
 
-    /// Seals Geneve from the host. `wire_mtu` is the longest IP packet that the wire port takes, in bytes.
+    /// Seals Geneve from the host. `wire_mtu` is the longest IP packet that the wire port takes, in bytes; `now` is
+    /// in milliseconds of a clock that only goes forward.
     pub fn outbound(
         &mut self,
         tables: &Tables,
         wire_mtu: usize,
+        now: u64,
         batch: impl Iterator<Item = Frame>,
         sink: &mut impl Sink,
     ) {
-        self.sort(batch, sink, |frame| sort_outbound(tables, frame));
-        for run in self.sorted.chunk_by_mut(|a, b| a.sa == b.sa) {
-            let Some(sa) = tables.outbound(run[0].sa) else {
-                continue;
-            };
-            let mut lease = sa.lease(count(run));
-            let (mut packets, mut bytes) = (0, 0);
-            for packet in run {
-                packet.outcome = if seal::sealed_length(sa, &packet.headers) > wire_mtu {
-                    Err(DropReason::TooLarge)
-                } else if let Some(sequence) = lease.take() {
-                    seal::seal(sa, sequence, &packet.headers, &mut packet.frame).map(|length| {
-                        packets += 1;
-                        bytes += length as u64;
-                    })
-                } else {
-                    Err(DropReason::SequenceExhausted)
-                };
+        self.sort(FROM_HOST, now, batch, sink, |frame, headers| {
+            sort_outbound(tables, frame, headers)
+        });
+        for run in self.sorted.chunk_by_mut(|a, b| a.found.sa == b.found.sa) {
+            let index = run[0].found.sa;
+            if index == IN_CLEAR {
+                pass_run(wire_mtu, run);
+            } else if let Some(sa) = tables.outbound(index) {
+                seal_run(sa, wire_mtu, now, run);
             }
-            sa.count(packets, bytes);
         }
-        self.dispatch(sink);
+        self.dispatch(wire_mtu, sink);
     }
 
-    /// Opens ESP from the wire.
+    /// Opens ESP from the wire. `host_mtu` is the longest IP packet that the host port takes, in bytes; `now` as in
+    /// [`Pipeline::outbound`].
     pub fn inbound(
         &mut self,
         tables: &Tables,
+        host_mtu: usize,
+        now: u64,
         batch: impl Iterator<Item = Frame>,
         sink: &mut impl Sink,
     ) {
-        self.sort(batch, sink, |frame| sort_inbound(tables, frame));
-        for run in self.sorted.chunk_by_mut(|a, b| a.sa == b.sa) {
-            let Some(sa) = tables.inbound(run[0].sa) else {
-                continue;
-            };
-            let (mut packets, mut bytes) = (0, 0);
-            for packet in run {
-                packet.outcome =
-                    open::open(sa, packet.encapsulated, &packet.headers, &mut packet.frame).map(
-                        |length| {
-                            packets += 1;
-                            bytes += length as u64;
-                        },
-                    );
-            }
-            if packets > 0 {
-                sa.count(packets, bytes);
+        self.sort(FROM_WIRE, now, batch, sink, |frame, headers| {
+            sort_inbound(tables, frame, headers)
+        });
+        for run in self.sorted.chunk_by_mut(|a, b| a.found.sa == b.found.sa) {
+            let index = run[0].found.sa;
+            if index == IN_CLEAR {
+                pass_run(host_mtu, run);
+            } else if let Some(sa) = tables.inbound(index) {
+                open_run(tables, sa, host_mtu, now, run);
             }
         }
-        self.dispatch(sink);
+        self.dispatch(host_mtu, sink);
+    }
+
+    /// Gives up datagrams that have not become whole in time.
+    pub fn expire(&mut self, now: u64, sink: &mut impl Sink) {
+        for reassembly in &mut self.reassembly {
+            while let Some((frame, loss)) = reassembly.expire(now) {
+                sink.count(loss.reason.into(), loss.packets);
+                sink.give(frame);
+            }
+        }
     }
 
     /// Finds headers and SA of each frame.
     fn sort(
         &mut self,
+        from: usize,
+        now: u64,
         batch: impl Iterator<Item = Frame>,
         sink: &mut impl Sink,
-        find: impl Fn(&Frame) -> Result<Found, DropReason>,
+        find: impl Fn(&Frame, Headers) -> Result<Found, DropReason>,
     ) {
-        for frame in batch {
-            match find(&frame) {
-                Ok(Found {
-                    headers,
-                    sa,
-                    encapsulated,
-                }) => self.sorted.push(Sorted {
+        for mut frame in batch {
+            let mut walked = walk(&frame);
+            if let Ok(headers) = &walked
+                && headers.fragment != Fragment::Whole
+            {
+                // RFC 4303 §3.3.4 [3.3.4-whole-datagrams, 3.3.4-reassembled-before]: only what is whole goes on.
+                let Some(whole) = self.reassemble(from, frame, headers, now, sink) else {
+                    continue;
+                };
+                frame = whole;
+                // RFC 4303 §3.4.1 [3.4.1-fragment-discarded]
+                // What was cut twice is no ESP of an honest sender.
+                walked = walk(&frame).and_then(|headers| match headers.fragment {
+                    Fragment::Whole => Ok(headers),
+                    _ => Err(DropReason::FragmentMalformed),
+                });
+            }
+            match walked.and_then(|headers| find(&frame, headers)) {
+                Ok(found) => self.sorted.push(Sorted {
                     frame,
-                    headers,
-                    sa,
-                    encapsulated,
-                    outcome: Err(DropReason::NotOurs),
+                    found,
+                    outcome: Outcome::Drop(DropReason::NotOurs),
                 }),
                 Err(reason) => sink.discard(frame, reason),
             }
         }
     }
 
+    /// The datagram that a fragment makes whole.
+    fn reassemble(
+        &mut self,
+        from: usize,
+        frame: Frame,
+        headers: &Headers,
+        now: u64,
+        sink: &mut impl Sink,
+    ) -> Option<Frame> {
+        let outcome = self.reassembly[from].insert(frame, headers, now);
+        for Loss { reason, packets } in outcome.losses.into_iter().flatten() {
+            sink.count(reason.into(), packets);
+        }
+        for frame in outcome.free.into_iter().flatten() {
+            sink.give(frame);
+        }
+        outcome.finished
+    }
+
     /// Sends and discards, in the order of arrival.
-    fn dispatch(&mut self, sink: &mut impl Sink) {
-        for packet in self.sorted.drain(..) {
-            match packet.outcome {
-                Ok(()) => sink.send(packet.frame),
-                Err(reason) => sink.discard(packet.frame, reason),
+    fn dispatch(&mut self, mtu: usize, sink: &mut impl Sink) {
+        for Sorted {
+            mut frame, outcome, ..
+        } in self.sorted.drain(..)
+        {
+            match outcome {
+                Outcome::Send => sink.send(frame),
+                Outcome::Pass => sink.pass(frame),
+                Outcome::Drop(reason) => sink.discard(frame, reason),
+                Outcome::Answer(reason) => {
+                    sink.count(reason, 1);
+                    sink.answer(frame);
+                }
+                Outcome::Fragments { pass } => {
+                    // Sealing has moved the frame's start, and with it what the offsets count from.
+                    let headers = match walk(&frame) {
+                        Ok(headers) => headers,
+                        Err(reason) => {
+                            sink.discard(frame, reason);
+                            continue;
+                        }
+                    };
+                    let cut = self.fragmenter.fragment(&mut frame, &headers, mtu, sink);
+                    match cut {
+                        Ok(later) => {
+                            for fragment in std::iter::once(frame).chain(later) {
+                                if pass {
+                                    sink.pass(fragment);
+                                } else {
+                                    sink.send(fragment);
+                                }
+                            }
+                        }
+                        Err(fragment::Error::NoFrame) => sink.discard(frame, DropReason::NoFrame),
+                        Err(_) => sink.discard(frame, DropReason::TooLarge),
+                    }
+                }
             }
         }
     }
 }
 
-struct Found {
-    headers: Headers,
-    sa: u32,
-    encapsulated: bool,
+/// Seals a run of packets of one SA.
+#[inline]
+fn seal_run(sa: &OutboundSa, wire_mtu: usize, now: u64, run: &mut [Sorted]) {
+    let mut budget = sa.budget(now);
+    // Numbers are for what is sealed, and not for what is answered.
+    let sealed = run
+        .iter()
+        .filter(|packet| fits(sa, wire_mtu, packet))
+        .count() as u64;
+    let wanted = u32::try_from(sealed.min(budget.packets)).unwrap_or(u32::MAX);
+    let mut lease = sa.lease(wanted);
+    let (mut packets, mut bytes) = (0, 0);
+    for Sorted {
+        frame,
+        found,
+        outcome,
+    } in run
+    {
+        let headers = &found.headers;
+        let plan = seal::plan(sa, headers, wire_mtu);
+        let too_long = plan.length > wire_mtu;
+        *outcome = if too_long && !may_fragment(frame.bytes(), headers) {
+            // RFC 4303 §3.3.4 [3.3.4-pmtu]
+            answer(frame, headers, seal::clear_mtu(sa, headers, wire_mtu))
+        } else if !budget.is_left() {
+            Outcome::Drop(DropReason::SaExpired)
+        } else if let Some(sequence) = lease.take() {
+            match seal::seal(sa, sequence, &plan, headers, frame) {
+                Ok(length) => {
+                    budget.spend(length);
+                    packets += 1;
+                    bytes += length as u64;
+                    if too_long {
+                        // RFC 4303 §3.3.4 [3.3.4-fragment-after]
+                        // RFC 4303 §3.3.4: fragments of ESP, not ESP of fragments.
+                        Outcome::Fragments { pass: false }
+                    } else {
+                        Outcome::Send
+                    }
+                }
+                Err(reason) => Outcome::Drop(reason),
+            }
+        } else {
+            Outcome::Drop(DropReason::SequenceExhausted)
+        };
+    }
+    sa.count(packets, bytes);
+}
+
+/// Whether a packet is sealed: it fits the wire then, or may be fragmented.
+#[inline]
+fn fits(sa: &OutboundSa, wire_mtu: usize, packet: &Sorted) -> bool {
+    let headers = &packet.found.headers;
+    seal::plan(sa, headers, wire_mtu).length <= wire_mtu
+        || may_fragment(packet.frame.bytes(), headers)
+}
+
+/// RFC 4301 §8.2: the sender of a packet that is too long hears of the MTU that is left to it.
+fn answer(frame: &mut Frame, headers: &Headers, mtu: usize) -> Outcome {
+    match too_big::too_big(frame, headers, u32::try_from(mtu).unwrap_or(u32::MAX)) {
+        Ok(()) => Outcome::Answer(DropReason::TooLarge),
+        Err(_) => Outcome::Drop(DropReason::TooLarge),
+    }
+}
+
+/// Whether its sender lets a packet be fragmented on its way: never over IPv6 (RFC 8200 §5).
+fn may_fragment(packet: &[u8], headers: &Headers) -> bool {
+    const DONT_FRAGMENT: u8 = 0x40;
+    headers.version == Version::V4
+        && packet
+            .get(headers.ip + 6)
+            .is_some_and(|flags| flags & DONT_FRAGMENT == 0)
+}
+
+/// Opens a run of packets of one SA.
+#[inline]
+fn open_run(tables: &Tables, sa: &InboundSa, host_mtu: usize, now: u64, run: &mut [Sorted]) {
+    let mut budget = sa.budget(now);
+    let mut counts = Counts::default();
+    for Sorted {
+        frame,
+        found,
+        outcome,
+    } in run
+    {
+        let result = if budget.is_left() {
+            open::open(sa, found.port.is_some(), &found.headers, frame)
+        } else {
+            Err(DropReason::SaExpired)
+        };
+        let admitted = result.and_then(|opened| {
+            follow(tables, sa, found, &opened);
+            admit(tables, sa, frame, found, &opened).map(|()| opened.length)
+        });
+        *outcome = match admitted {
+            Ok(length) => {
+                budget.spend(length);
+                counts.packets += 1;
+                counts.bytes += length as u64;
+                counts.authenticated += 1;
+                let headers = &found.headers;
+                if frame.len() - headers.ip <= host_mtu {
+                    Outcome::Send
+                } else if may_fragment(frame.bytes(), headers) {
+                    Outcome::Fragments { pass: false }
+                } else {
+                    Outcome::Drop(DropReason::TooLarge)
+                }
+            }
+            Err(reason) => {
+                match reason {
+                    DropReason::Replayed => counts.replayed += 1,
+                    DropReason::TooOld => counts.late += 1,
+                    DropReason::AuthenticationFailed => counts.failed += 1,
+                    DropReason::BadPad
+                    | DropReason::Dummy
+                    | DropReason::PolicyMismatch
+                    | DropReason::PolicyDiscard => counts.authenticated += 1,
+                    _ => {}
+                }
+                Outcome::Drop(reason)
+            }
+        };
+    }
+    sa.count(&counts);
+}
+
+/// Packets that a policy leaves in clear. What was put together here may be too long for where it goes.
+fn pass_run(mtu: usize, run: &mut [Sorted]) {
+    for Sorted {
+        frame,
+        found,
+        outcome,
+    } in run
+    {
+        let headers = &found.headers;
+        *outcome = if headers.end - headers.ip <= mtu {
+            Outcome::Pass
+        } else if may_fragment(frame.bytes(), headers) {
+            Outcome::Fragments { pass: true }
+        } else {
+            answer(frame, headers, mtu)
+        };
+    }
+}
+
+/// A peer behind NAT may have moved to another port: what goes to it follows.
+#[inline]
+fn follow(tables: &Tables, sa: &InboundSa, found: &Found, opened: &Opened) {
+    let Some(port) = found.port else { return };
+    let Headers {
+        source,
+        destination,
+        ..
+    } = &found.headers;
+    if sa.sent_from(opened.sequence, source, port) && sa.is_between(source, destination) {
+        tables.peers(found.sa).for_each(|peer| peer.follow(port));
+    }
+}
+
+/// RFC 4301 §5.2 step 4: what came out must be between the ends of its SA, as the IP header is not authenticated, and
+/// be what the policy of its SA lets in.
+#[inline]
+fn admit(
+    tables: &Tables,
+    sa: &InboundSa,
+    frame: &Frame,
+    found: &Found,
+    opened: &Opened,
+) -> Result<(), DropReason> {
+    let ends = [found.headers.source, found.headers.destination];
+    if !sa.is_between(&ends[0], &ends[1]) {
+        return Err(DropReason::PolicyMismatch);
+    }
+    let query = opened
+        .udp
+        .and_then(|udp| geneve::query(frame.bytes(), udp, ends, false))
+        .ok_or(DropReason::PolicyMismatch)?;
+    tables.admit(&query, found.sa)
 }
 
 #[inline]
-fn sort_outbound(tables: &Tables, frame: &Frame) -> Result<Found, DropReason> {
-    let headers = walk(frame)?;
+fn sort_outbound(tables: &Tables, frame: &Frame, headers: Headers) -> Result<Found, DropReason> {
     match headers::classify(frame.bytes(), &headers) {
-        Kind::Geneve if headers.fragment == Fragment::Whole => {}
-        Kind::Geneve | Kind::LaterFragment => return Err(DropReason::Fragmented),
+        Kind::Geneve => {}
         Kind::Truncated => return Err(DropReason::Malformed),
-        Kind::Esp(_) | Kind::EspInUdp(_) | Kind::OtherUdp | Kind::Other => {
-            return Err(DropReason::NotOurs);
-        }
+        _ => return Err(DropReason::NotOurs),
     }
-    match tables.lookup_outbound(headers.source, headers.destination) {
-        Outbound::Sa(sa) => Ok(Found {
-            headers,
-            sa,
-            encapsulated: false,
-        }),
-        Outbound::NoSa => Err(DropReason::NoSa),
-        Outbound::NoPolicy => Err(DropReason::NoPolicy),
-    }
+    let ends = [headers.source, headers.destination];
+    let query =
+        geneve::query(frame.bytes(), headers.transport, ends, true).ok_or(DropReason::NotOurs)?;
+    let sa = match tables.lookup_outbound(&query) {
+        Outbound::Sa(sa) => sa,
+        Outbound::Bypass => IN_CLEAR,
+        Outbound::Drop(reason) => return Err(reason),
+    };
+    Ok(Found {
+        headers,
+        sa,
+        port: None,
+    })
 }
 
 #[inline]
-fn sort_inbound(tables: &Tables, frame: &Frame) -> Result<Found, DropReason> {
-    let headers = walk(frame)?;
-    if headers.fragment != Fragment::Whole {
-        return Err(DropReason::Fragmented);
-    }
-    let (spi, encapsulated) = match headers::classify(frame.bytes(), &headers) {
-        Kind::Esp(spi) => (spi, false),
-        Kind::EspInUdp(spi) => (spi, true),
+fn sort_inbound(tables: &Tables, frame: &Frame, headers: Headers) -> Result<Found, DropReason> {
+    let bytes = frame.bytes();
+    let (spi, port) = match headers::classify(bytes, &headers) {
+        Kind::Esp(spi) => (spi, None),
+        Kind::EspInUdp(spi) => {
+            let port = bytes.read(headers.transport).map(u16::from_be_bytes);
+            (spi, Some(port.ok_or(DropReason::Truncated)?))
+        }
+        Kind::Geneve => {
+            let ends = [headers.source, headers.destination];
+            let query =
+                geneve::query(bytes, headers.transport, ends, false).ok_or(DropReason::NotOurs)?;
+            tables.admit_clear(&query)?;
+            return Ok(Found {
+                headers,
+                sa: IN_CLEAR,
+                port: None,
+            });
+        }
         Kind::Truncated => return Err(DropReason::Truncated),
-        Kind::Geneve | Kind::LaterFragment | Kind::OtherUdp | Kind::Other => {
+        Kind::LaterFragment | Kind::NatKeepalive | Kind::OtherUdp | Kind::Other => {
             return Err(DropReason::NotOurs);
         }
     };
     if spi < headers::FIRST_SPI {
         return Err(DropReason::ReservedSpi);
     }
+    // RFC 4303 §3.4.2 [3.4.2-no-sa-discarded]
     let sa = tables
         .lookup_inbound(spi, headers.destination)
         .ok_or(DropReason::UnknownSpi)?;
-    Ok(Found {
-        headers,
-        sa,
-        encapsulated,
-    })
+    Ok(Found { headers, sa, port })
 }
 
 #[inline]
@@ -206,9 +501,4 @@ fn walk(frame: &Frame) -> Result<Headers, DropReason> {
         Ok(_) | Err(Stop::Malformed) => Err(DropReason::Malformed),
         Err(Stop::NotIp) => Err(DropReason::NotOurs),
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "a run is within a batch")]
-fn count(run: &[Sorted]) -> u32 {
-    run.len() as u32
 }

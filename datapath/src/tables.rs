@@ -3,48 +3,113 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use culvert_esp::sa::{Selector, address};
+use culvert_esp::sa::address;
 use culvert_esp::{Backend, InboundSa, OutboundSa, SaError};
 use culvert_packet::headers::Address;
-use culvert_packet::maps::{PeerKey, SpiKey};
+use culvert_packet::maps::SpiKey;
+use culvert_packet::reason::DropReason;
 use culvert_proto::message::Update;
-use culvert_proto::sa::{Direction, PolicyId, PolicySpec, SaId, SaSpec, Spi, StateRef};
+use culvert_proto::sa::{Action, Direction, PolicySpec, SaId, SaSpec, Selector, StateRef};
 use culvert_state::Words;
+use culvert_state::layout::both;
 use hashbrown::{HashMap, HashSet};
 
-/// Where the outbound SA for a packet stands in [`Tables::outbound`].
+use crate::spd::{Query, Spd};
+
+/// What the SPD says of a packet on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outbound {
-    /// The SA of that index.
+    /// Seal it under the SA of that index.
     Sa(u32),
-    /// The policy says protect, but there is no SA.
-    NoSa,
-    /// No policy.
-    NoPolicy,
+    /// Let it out in clear.
+    Bypass,
+    /// Drop it.
+    Drop(DropReason),
 }
 
 /// One snapshot.
 #[derive(Debug, Default)]
 pub struct Tables {
-    policies: HashMap<(Address, Address), Option<u32>>,
+    spd: Spd,
+    policies: Vec<Policy>,
     outbound: Vec<Arc<OutboundSa>>,
     by_spi: HashMap<SpiKey, u32>,
     inbound: Vec<Arc<InboundSa>>,
+    /// For each inbound SA the outbound ones between the same ends: what follows a peer that moves. Empty unless in UDP.
+    peers: Vec<Box<[u32]>>,
+}
+
+/// What is done with the packets of a policy, SAs by their index.
+#[derive(Debug)]
+enum Policy {
+    Protect {
+        outbound: Option<u32>,
+        /// Ascending.
+        inbound: Box<[u32]>,
+    },
+    Bypass,
+    Discard,
 }
 
 impl Tables {
-    /// The SA that a packet from `local` to `remote` leaves under.
+    #[inline]
+    fn policy(&self, query: &Query) -> Option<&Policy> {
+        let index = self.spd.lookup(query)?;
+        self.policies.get(index as usize)
+    }
+
+    // RFC 4303 §3.3.1 [3.3.1-lookup]
+    /// What becomes of a packet from this host.
     #[inline]
     #[must_use]
-    pub fn lookup_outbound(&self, local: Address, remote: Address) -> Outbound {
-        match self.policies.get(&(local, remote)) {
-            Some(Some(index)) => Outbound::Sa(*index),
-            Some(None) => Outbound::NoSa,
-            None => Outbound::NoPolicy,
+    pub fn lookup_outbound(&self, query: &Query) -> Outbound {
+        match self.policy(query) {
+            Some(Policy::Protect {
+                outbound: Some(index),
+                ..
+            }) => match self.outbound(*index) {
+                // A policy may be for more hosts than its SA is.
+                Some(sa) if sa.is_between(&query.local, &query.remote) => Outbound::Sa(*index),
+                _ => Outbound::Drop(DropReason::NoSa),
+            },
+            Some(Policy::Protect { outbound: None, .. }) => Outbound::Drop(DropReason::NoSa),
+            Some(Policy::Bypass) => Outbound::Bypass,
+            Some(Policy::Discard) => Outbound::Drop(DropReason::PolicyDiscard),
+            None => Outbound::Drop(DropReason::NoPolicy),
         }
     }
 
+    /// Whether a packet that came out of the inbound SA of an index may go on (RFC 4301 §5.2 step 4): the policy
+    /// that counts for it must be one that the SA is for.
+    ///
+    /// # Errors
+    /// The reason for which it is to be dropped.
+    #[inline]
+    pub fn admit(&self, query: &Query, sa: u32) -> Result<(), DropReason> {
+        match self.policy(query) {
+            Some(Policy::Protect { inbound, .. }) if inbound.binary_search(&sa).is_ok() => Ok(()),
+            Some(Policy::Discard) => Err(DropReason::PolicyDiscard),
+            _ => Err(DropReason::PolicyMismatch),
+        }
+    }
+
+    /// Whether a packet that came in clear may go on.
+    ///
+    /// # Errors
+    /// The reason for which it is to be dropped.
+    #[inline]
+    pub fn admit_clear(&self, query: &Query) -> Result<(), DropReason> {
+        match self.policy(query) {
+            Some(Policy::Bypass) => Ok(()),
+            Some(Policy::Protect { .. }) => Err(DropReason::PlaintextFromPeer),
+            Some(Policy::Discard) => Err(DropReason::PolicyDiscard),
+            None => Err(DropReason::NoPolicy),
+        }
+    }
+
+    // RFC 4303 [2.1-unicast-lookup]
     /// Index of the SA that a packet with `spi` to `destination` came under.
     #[inline]
     #[must_use]
@@ -65,13 +130,20 @@ impl Tables {
     pub fn inbound(&self, index: u32) -> Option<&InboundSa> {
         self.inbound.get(index as usize).map(AsRef::as_ref)
     }
+
+    /// The outbound SAs in UDP to the peer of the inbound SA of an index.
+    #[inline]
+    pub fn peers(&self, index: u32) -> impl Iterator<Item = &OutboundSa> {
+        let peers = self.peers.get(index as usize).into_iter().flatten();
+        peers.filter_map(|peer| self.outbound(*peer))
+    }
 }
 
 /// The records as the key manager sent them, with the SAs compiled; from which snapshots are made.
 #[derive(Clone, Debug, Default)]
 pub struct Database {
     sas: HashMap<SaId, Entry>,
-    policies: HashMap<PolicyId, PolicySpec>,
+    policies: HashMap<Selector, PolicySpec>,
     backend: Backend,
 }
 
@@ -81,12 +153,27 @@ struct Entry {
     compiled: Compiled,
 }
 
+/// A compiled SA.
 #[derive(Clone, Debug)]
-enum Compiled {
+pub enum Compiled {
+    /// Outbound.
     Outbound(Arc<OutboundSa>),
+    /// Inbound.
     Inbound(Arc<InboundSa>),
     /// An inbound SA that no policy names: nothing may come out of it, so it is not served.
     Unused,
+}
+
+impl Compiled {
+    /// The SA's state; an SA that is not served has none.
+    #[must_use]
+    pub fn state(&self) -> Option<&Words> {
+        match self {
+            Self::Outbound(sa) => Some(sa.state()),
+            Self::Inbound(sa) => Some(sa.state()),
+            Self::Unused => None,
+        }
+    }
 }
 
 /// Why an update is refused.
@@ -103,27 +190,15 @@ pub enum UpdateError {
         /// What is wrong.
         problem: String,
     },
-    /// A policy names an SA that is not there.
-    #[error("policy {local} to {remote} refused: there is no SA {spi} {direction}")]
-    MissingSa {
-        /// The policy's local address.
-        local: IpAddr,
-        /// The policy's remote address.
-        remote: IpAddr,
-        /// The SPI.
-        spi: Spi,
-        /// The direction.
-        direction: Direction,
-    },
-    /// Two policies name the same inbound SA.
-    #[error("policy {local} to {remote} refused: SA {spi} in belongs to another policy")]
-    SharedSa {
-        /// The policy's local address.
-        local: IpAddr,
-        /// The policy's remote address.
-        remote: IpAddr,
-        /// The SPI.
-        spi: Spi,
+    /// A policy names an SA that is not there, or cannot serve it.
+    #[error("policy {policy} refused: {problem} {sa}")]
+    Named {
+        /// The policy.
+        policy: Box<Selector>,
+        /// The SA.
+        sa: SaId,
+        /// What is wrong with it.
+        problem: &'static str,
     },
 }
 
@@ -154,8 +229,8 @@ impl Database {
         for id in &update.remove_sas {
             next.sas.remove(id);
         }
-        for id in &update.remove_policies {
-            next.policies.remove(id);
+        for selector in &update.remove_policies {
+            next.policies.remove(selector);
         }
         for spec in update.add_sas {
             let entry = Entry {
@@ -165,76 +240,81 @@ impl Database {
             next.sas.insert(entry.spec.id, entry);
         }
         for policy in update.add_policies {
-            next.policies.insert(policy.id(), policy);
+            next.policies.insert(policy.selector.clone(), policy);
         }
-        next.compile(self, words)?;
+        let served = next.served()?;
+        next.compile(self, &served, words)?;
         Ok(next)
     }
 
-    /// Compiles the SAs, keeping those that `before` has compiled from the same record for the same
-    /// selector: their counters and windows are in shared words, but the key schedule costs.
+    /// The inbound SAs that policies name.
+    fn served(&self) -> Result<HashSet<SaId>, UpdateError> {
+        let mut served = HashSet::new();
+        for policy in self.policies.values() {
+            let Action::Protect { outbound, inbound } = &policy.action else {
+                continue;
+            };
+            let selector = &policy.selector;
+            let named = |sa: &SaId, direction| {
+                let problem = match self.sas.get(sa) {
+                    None => "there is no",
+                    Some(entry) => {
+                        let (local, remote) = match sa.direction {
+                            Direction::Out => (entry.spec.source, sa.destination),
+                            Direction::In => (sa.destination, entry.spec.source),
+                        };
+                        let between =
+                            selector.local.contains(&local) && selector.remote.contains(&remote);
+                        if sa.direction == direction && between {
+                            return Ok(());
+                        }
+                        "it is not between the ends of"
+                    }
+                };
+                Err(UpdateError::Named {
+                    policy: Box::new(selector.clone()),
+                    sa: *sa,
+                    problem,
+                })
+            };
+            for sa in inbound {
+                named(sa, Direction::In)?;
+                served.insert(*sa);
+            }
+            if let Some(sa) = outbound {
+                named(sa, Direction::Out)?;
+            }
+        }
+        Ok(served)
+    }
+
+    /// Compiles the SAs, keeping those that `before` has compiled from the same record: their counters and
+    /// windows are in shared words, but the key schedule costs.
     fn compile(
         &mut self,
         before: &Self,
+        served: &HashSet<SaId>,
         words: impl Fn(StateRef) -> Result<Words, String>,
     ) -> Result<(), UpdateError> {
-        let mut selectors: HashMap<SaId, Selector> = HashMap::new();
-        for policy in self.policies.values() {
-            let (local, remote) = (policy.local, policy.remote);
-            for &spi in &policy.inbound {
-                let id = inbound_id(spi, local);
-                let (direction, selector) = (Direction::In, Selector::new(remote, local));
-                if !self.sas.contains_key(&id) {
-                    return Err(UpdateError::MissingSa {
-                        local,
-                        remote,
-                        spi,
-                        direction,
-                    });
-                }
-                if selectors.insert(id, selector).is_some() {
-                    return Err(UpdateError::SharedSa { local, remote, spi });
-                }
-            }
-            if let Some(spi) = policy.outbound {
-                let direction = Direction::Out;
-                if !self.sas.contains_key(&outbound_id(spi, remote)) {
-                    return Err(UpdateError::MissingSa {
-                        local,
-                        remote,
-                        spi,
-                        direction,
-                    });
-                }
-            }
-        }
         for (id, entry) in &mut self.sas {
-            let state = || {
-                words(entry.spec.state).map_err(|problem| UpdateError::State { id: *id, problem })
-            };
+            let spec = &entry.spec;
+            let state =
+                || words(spec.state).map_err(|problem| UpdateError::State { id: *id, problem });
             let old = before
                 .sas
                 .get(id)
-                .filter(|old| old.spec == entry.spec)
+                .filter(|old| old.spec == *spec)
                 .map(|old| &old.compiled);
-            entry.compiled =
-                match (id.direction, selectors.get(id), old) {
-                    (Direction::Out, _, Some(old @ Compiled::Outbound(_))) => old.clone(),
-                    (Direction::Out, _, _) => Compiled::Outbound(Arc::new(OutboundSa::new(
-                        &entry.spec,
-                        state()?,
-                        self.backend,
-                    )?)),
-                    (Direction::In, Some(selector), Some(Compiled::Inbound(sa)))
-                        if sa.selector() == *selector =>
-                    {
-                        Compiled::Inbound(Arc::clone(sa))
-                    }
-                    (Direction::In, Some(selector), _) => Compiled::Inbound(Arc::new(
-                        InboundSa::new(&entry.spec, *selector, state()?, self.backend)?,
-                    )),
-                    (Direction::In, None, _) => Compiled::Unused,
-                };
+            entry.compiled = match (id.direction, served.contains(id), old) {
+                (Direction::In, false, _) => Compiled::Unused,
+                (_, _, Some(old @ (Compiled::Outbound(_) | Compiled::Inbound(_)))) => old.clone(),
+                (Direction::Out, _, _) => {
+                    Compiled::Outbound(Arc::new(OutboundSa::new(spec, state()?, self.backend)?))
+                }
+                (Direction::In, true, _) => {
+                    Compiled::Inbound(Arc::new(InboundSa::new(spec, state()?, self.backend)?))
+                }
+            };
         }
         Ok(())
     }
@@ -244,6 +324,8 @@ impl Database {
     pub fn snapshot(&self) -> Tables {
         let mut tables = Tables::default();
         let mut indices = HashMap::new();
+        let peers = self.peers();
+        let mut inbound = Vec::new();
         for (id, entry) in &self.sas {
             match &entry.compiled {
                 Compiled::Outbound(sa) => {
@@ -251,31 +333,59 @@ impl Database {
                     tables.outbound.push(Arc::clone(sa));
                 }
                 Compiled::Inbound(sa) => {
-                    let key = SpiKey {
-                        destination: address(id.destination),
-                        spi: id.spi.get(),
-                    };
-                    tables.by_spi.insert(key, index(&tables.inbound));
+                    indices.insert(*id, index(&tables.inbound));
+                    tables.by_spi.insert(spi_key(id), index(&tables.inbound));
                     tables.inbound.push(Arc::clone(sa));
+                    inbound.push(&entry.spec);
                 }
                 Compiled::Unused => {}
             }
         }
-        for policy in self.policies.values() {
-            let sa = policy
-                .outbound
-                .and_then(|spi| indices.get(&outbound_id(spi, policy.remote)).copied());
-            let selector = (address(policy.local), address(policy.remote));
-            tables.policies.insert(selector, sa);
+        for spec in inbound {
+            let there = flow(spec, true).and_then(|flow| peers.get(&flow));
+            let there = there.into_iter().flatten();
+            let there = there.filter_map(|id| indices.get(id).copied()).collect();
+            tables.peers.push(there);
+        }
+        let policies: Vec<_> = self.policies.values().collect();
+        tables.spd = Spd::new(policies.iter().copied());
+        for policy in policies {
+            let policy = match &policy.action {
+                Action::Bypass => Policy::Bypass,
+                Action::Discard => Policy::Discard,
+                Action::Protect { outbound, inbound } => {
+                    let outbound = outbound.and_then(|id| indices.get(&id).copied());
+                    let mut inbound: Box<[u32]> = inbound
+                        .iter()
+                        .filter_map(|id| indices.get(id).copied())
+                        .collect();
+                    inbound.sort_unstable();
+                    Policy::Protect { outbound, inbound }
+                }
+            };
+            tables.policies.push(policy);
         }
         tables
     }
 
-    /// Keys of the `PEERS` map: whom plaintext Geneve must not go to, nor come from.
+    /// The outbound SAs in UDP, by their ends.
+    fn peers(&self) -> HashMap<Flow, Vec<SaId>> {
+        let mut peers: HashMap<Flow, Vec<SaId>> = HashMap::new();
+        for entry in self.sas.values() {
+            if let Compiled::Outbound(_) = entry.compiled
+                && let Some(flow) = flow(&entry.spec, false)
+            {
+                peers.entry(flow).or_default().push(entry.spec.id);
+            }
+        }
+        peers
+    }
+
+    /// Whether an SA is there, and has not reached the end of its life.
     #[must_use]
-    pub fn peers(&self) -> HashSet<PeerKey> {
-        let remotes = self.policies.values().map(|policy| address(policy.remote));
-        remotes.map(|remote| PeerKey { remote }).collect()
+    pub fn is_alive(&self, id: &SaId) -> bool {
+        let state = self.sas.get(id).and_then(|entry| entry.compiled.state());
+        state.is_some_and(|state| state[both::STATE].load(Ordering::Relaxed) != both::EXPIRED)
     }
 
     /// Keys of the `SPIS` map: the SAs that the workers open.
@@ -284,29 +394,32 @@ impl Database {
         self.sas
             .iter()
             .filter(|(_, entry)| matches!(entry.compiled, Compiled::Inbound(_)))
-            .map(|(id, _)| SpiKey {
-                destination: address(id.destination),
-                spi: id.spi.get(),
-            })
+            .map(|(id, _)| spi_key(id))
             .collect()
     }
 
-    /// The SAs for a report: record, packets, bytes, sequence number.
-    pub fn report(&self) -> impl Iterator<Item = (&SaSpec, (u64, u64), u64)> {
-        self.sas.values().map(|entry| {
-            let (totals, sequence) = match &entry.compiled {
-                Compiled::Outbound(sa) => (sa.totals(), sa.leased()),
-                Compiled::Inbound(sa) => (sa.totals(), sa.highest()),
-                Compiled::Unused => ((0, 0), 0),
-            };
-            (&*entry.spec, totals, sequence)
-        })
+    /// The SAs: as they were given, and compiled.
+    pub fn sas(&self) -> impl Iterator<Item = (&Arc<SaSpec>, &Compiled)> {
+        self.sas
+            .values()
+            .map(|entry| (&entry.spec, &entry.compiled))
     }
 
     /// The policies.
-    pub fn policies(&self) -> impl Iterator<Item = &PolicySpec> {
+    pub fn policies(&self) -> impl Iterator<Item = &PolicySpec> + Clone {
         self.policies.values()
     }
+}
+
+/// Both ends of an SA in UDP, the sender's first.
+type Flow = [(IpAddr, u16); 2];
+
+/// The ends of an SA, if it is in UDP; `reversed`, those of an SA of the other direction.
+fn flow(spec: &SaSpec, reversed: bool) -> Option<Flow> {
+    let ports = spec.encapsulation?;
+    let from = (spec.source, ports.source_port);
+    let to = (spec.id.destination, ports.destination_port);
+    Some(if reversed { [to, from] } else { [from, to] })
 }
 
 #[expect(
@@ -317,18 +430,9 @@ fn index<T>(list: &[T]) -> u32 {
     list.len() as u32
 }
 
-fn inbound_id(spi: Spi, local: IpAddr) -> SaId {
-    SaId {
-        direction: Direction::In,
-        spi,
-        destination: local,
-    }
-}
-
-fn outbound_id(spi: Spi, remote: IpAddr) -> SaId {
-    SaId {
-        direction: Direction::Out,
-        spi,
-        destination: remote,
+fn spi_key(id: &SaId) -> SpiKey {
+    SpiKey {
+        destination: address(id.destination),
+        spi: id.spi.get(),
     }
 }

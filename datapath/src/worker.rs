@@ -14,6 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::frame::{Frame, Pool};
 use crate::pipeline::{Pipeline, Sink};
 use crate::port::{Losses, Port};
+use crate::sizes::Supply;
 use crate::tables::Tables;
 
 /// Most frames that are received from a port at once.
@@ -38,6 +39,8 @@ pub struct Counters {
     pub sealed: AtomicU64,
     /// Packets opened and queued for the host.
     pub opened: AtomicU64,
+    /// Packets queued in clear, as policies say, either way.
+    pub bypassed: AtomicU64,
     /// Times it went to sleep.
     pub sleeps: AtomicU64,
     /// CPU time in nanoseconds, as of the last sleep or the last thousand turns.
@@ -52,6 +55,7 @@ impl Default for Counters {
             from_wire: AtomicU64::new(0),
             sealed: AtomicU64::new(0),
             opened: AtomicU64::new(0),
+            bypassed: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
             cpu: AtomicU64::new(0),
             drops: [const { AtomicU64::new(0) }; DropReason::COUNT],
@@ -113,11 +117,20 @@ impl Handle {
     }
 }
 
+/// The longest IP packets that the ports take, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mtu {
+    /// The wire ports.
+    pub wire: usize,
+    /// The host port.
+    pub host: usize,
+}
+
 /// A worker with its ports. `W` is the wire side, `H` the host side.
 pub struct Worker<W, H> {
     wire: Vec<W>,
     host: H,
-    wire_mtu: usize,
+    mtu: Mtu,
     pool: Pool,
     pipeline: Pipeline,
     batch: Vec<Frame>,
@@ -132,7 +145,7 @@ impl<W: Port, H: Port> Worker<W, H> {
     ///
     /// # Errors
     /// No event descriptor to be had.
-    pub fn new(wire: Vec<W>, host: H, wire_mtu: usize, pool: Pool) -> nix::Result<(Self, Handle)> {
+    pub fn new(wire: Vec<W>, host: H, mtu: Mtu, pool: Pool) -> nix::Result<(Self, Handle)> {
         let shared = Arc::new(Shared {
             counters: CachePadded::new(Counters::default()),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
@@ -144,9 +157,9 @@ impl<W: Port, H: Port> Worker<W, H> {
         let worker = Self {
             wire,
             host,
-            wire_mtu,
+            mtu,
+            pipeline: Pipeline::new(BATCH, pool.chunk()),
             pool,
-            pipeline: Pipeline::new(BATCH),
             batch: Vec::with_capacity(BATCH),
             tables: Arc::default(),
             published,
@@ -169,11 +182,18 @@ impl<W: Port, H: Port> Worker<W, H> {
             if idle >= IDLE_TURNS {
                 idle = 0;
                 self.sleep();
-                self.note();
+                self.look_after();
             } else if turns.is_multiple_of(1024) {
-                self.note();
+                self.look_after();
             }
         }
+        self.note();
+    }
+
+    /// What is done now and then.
+    fn look_after(&mut self) {
+        let mut sink = PortSink::new(&mut self.host, &mut self.pool, &self.shared.counters);
+        self.pipeline.expire(now(), &mut sink);
         self.note();
     }
 
@@ -199,10 +219,12 @@ impl<W: Port, H: Port> Worker<W, H> {
                 return 0;
             };
             let mut sink = PortSink::new(wire, &mut self.pool, counters);
+            sink.back = Some(&mut self.host);
             let batch = self.batch.drain(..);
             self.pipeline
-                .outbound(&self.tables, self.wire_mtu, batch, &mut sink);
+                .outbound(&self.tables, self.mtu.wire, now(), batch, &mut sink);
             add(&counters.sealed, sink.sent);
+            add(&counters.bypassed, sink.passed);
         }
         if let Some(wire) = self.wire.first_mut() {
             wire.flush(&mut self.pool);
@@ -218,8 +240,10 @@ impl<W: Port, H: Port> Worker<W, H> {
             add(&counters.from_wire, count as u64);
             let mut sink = PortSink::new(&mut self.host, &mut self.pool, counters);
             let batch = self.batch.drain(..);
-            self.pipeline.inbound(&self.tables, batch, &mut sink);
+            self.pipeline
+                .inbound(&self.tables, self.mtu.host, now(), batch, &mut sink);
             add(&counters.opened, sink.sent);
+            add(&counters.bypassed, sink.passed);
         }
         self.host.flush(&mut self.pool);
         count
@@ -264,6 +288,12 @@ impl<W: Port, H: Port> Worker<W, H> {
         counters.drops[DropReason::TxRejected.index()].store(losses.send, Ordering::Relaxed);
     }
 
+    /// Gives up what has not become whole of fragments: nothing more comes.
+    pub fn give_up_fragments(&mut self) {
+        let mut sink = PortSink::new(&mut self.host, &mut self.pool, &self.shared.counters);
+        self.pipeline.expire(u64::MAX, &mut sink);
+    }
+
     /// Ends the worker and gives back its wire ports and its host port.
     #[must_use]
     pub fn into_ports(self) -> (Vec<W>, H) {
@@ -276,21 +306,35 @@ impl<W: Port, H: Port> Worker<W, H> {
     }
 }
 
+/// Milliseconds of the monotonic clock, as coarse as the kernel's tick: reading it costs next to nothing.
+#[must_use]
+pub fn now() -> u64 {
+    use nix::time::{ClockId, clock_gettime};
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |time| {
+        u64::try_from(std::time::Duration::from(time).as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
 /// Sends to a port; counts and gives back what is not sent.
 struct PortSink<'a, P> {
     port: &'a mut P,
+    /// Where the batch came from, if it may be answered.
+    back: Option<&'a mut dyn Port>,
     pool: &'a mut Pool,
     counters: &'a Counters,
     sent: u64,
+    passed: u64,
 }
 
 impl<'a, P> PortSink<'a, P> {
     fn new(port: &'a mut P, pool: &'a mut Pool, counters: &'a Counters) -> Self {
         Self {
             port,
+            back: None,
             pool,
             counters,
             sent: 0,
+            passed: 0,
         }
     }
 }
@@ -304,9 +348,37 @@ impl<P: Port> Sink for PortSink<'_, P> {
         }
     }
 
+    fn pass(&mut self, frame: Frame) {
+        match self.port.queue(frame) {
+            Ok(()) => self.passed += 1,
+            Err(frame) => self.discard(frame, DropReason::TxRingFull),
+        }
+    }
+
+    fn answer(&mut self, frame: Frame) {
+        let sent = match self.back.as_mut() {
+            Some(back) => back.queue(frame),
+            None => Err(frame),
+        };
+        // What it answers is counted; an answer that does not fit is sent again for the next packet.
+        if let Err(frame) = sent {
+            self.pool.give(frame);
+        }
+    }
+
     #[inline]
-    fn discard(&mut self, frame: Frame, reason: DropReason) {
-        add(&self.counters.drops[reason.index()], 1);
+    fn count(&mut self, reason: DropReason, packets: u64) {
+        add(&self.counters.drops[reason.index()], packets);
+    }
+}
+
+impl<P> Supply<Frame> for PortSink<'_, P> {
+    fn take(&mut self) -> Option<Frame> {
+        self.pool.take()
+    }
+
+    #[inline]
+    fn give(&mut self, frame: Frame) {
         self.pool.give(frame);
     }
 }

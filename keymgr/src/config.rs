@@ -2,17 +2,18 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use culvert_proto::sa::{Direction, PolicySpec, SaSpec, Spi};
+use culvert_proto::policy::short;
+use culvert_proto::sa::{Action, Direction, PolicySpec, SaId, SaSpec, Selector, Spi};
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use zeroize::Zeroizing;
 
-use crate::entry::{self, PolicyEntry, SaEntry};
+use crate::entry::{self, SaEntry};
 use crate::keys;
+use crate::policy_entry::{Policy, PolicyEntry, WrittenAction, policy_as_written};
 
 /// Where the file is, unless told otherwise.
 pub const PATH: &str = "/etc/culvert/keymgr.toml";
@@ -87,13 +88,13 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 
 /// Checks `text`, which came from `path`; also says whether it has keys in it. Lines of entries are those of
 /// their headers.
-fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems> {
+pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems> {
     let problems = |list| Problems {
         path: path.to_owned(),
         list,
     };
     let mut check = Check {
-        text,
+        lines: Lines::of(text),
         list: Vec::new(),
         broken: HashSet::new(),
     };
@@ -106,7 +107,7 @@ fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems> {
     }
     let (mut sa_values, mut policy_values) = (Vec::new(), Vec::new());
     for (name, value) in document.into_inner() {
-        let line = line_of(text, name.span().start);
+        let line = check.lines.line(name.span().start);
         match (&**name.get_ref(), value.into_inner()) {
             ("sa", DeValue::Array(values)) => sa_values.extend(values),
             ("policy", DeValue::Array(values)) => policy_values.extend(values),
@@ -132,7 +133,7 @@ fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems> {
     let mut inline_keys = false;
     let mut sas = Vec::new();
     for value in sa_values {
-        let line = line_of(text, value.span().start);
+        let line = check.lines.line(value.span().start);
         let (name, spi) = entry::sa_as_written(value.get_ref());
         let checked = check.read::<SaEntry>(&name, value).and_then(|entry| {
             inline_keys |= entry.has_inline_key();
@@ -148,18 +149,17 @@ fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems> {
     }
     let mut policies = Vec::new();
     for value in policy_values {
-        let line = line_of(text, value.span().start);
-        let name = entry::policy_as_written(value.get_ref());
+        let line = check.lines.line(value.span().start);
+        let name = policy_as_written(value.get_ref());
         let checked = check
             .read::<PolicyEntry>(&name, value)
             .and_then(|entry| entry.check().map_err(|texts| check.add(line, texts)).ok());
-        policies.extend(checked.map(|spec| (line, spec)));
+        policies.extend(checked.map(|policy| (line, policy)));
     }
     check.sas_together(&sas);
-    check.policies_together(&policies, &sas);
+    let policies = check.policies_together(policies, &sas);
     if check.list.is_empty() {
         let sas = sas.into_iter().map(|(_, spec)| spec).collect();
-        let policies = policies.into_iter().map(|(_, spec)| spec).collect();
         Ok((Config { sas, policies }, inline_keys))
     } else {
         check.list.sort_by_key(|problem| problem.line);
@@ -167,19 +167,35 @@ fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems> {
     }
 }
 
-fn line_of(text: &str, at: usize) -> usize {
-    text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
+/// Where the lines of a text end.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        let bytes = text.bytes().enumerate();
+        Self(
+            bytes
+                .filter(|(_, byte)| *byte == b'\n')
+                .map(|(at, _)| at)
+                .collect(),
+        )
+    }
+
+    /// The line of the byte at `at`, from 1.
+    fn line(&self, at: usize) -> usize {
+        self.0.partition_point(|end| *end < at) + 1
+    }
 }
 
 /// What is wrong so far, and the checks that look at more than one entry.
-struct Check<'a> {
-    text: &'a str,
+struct Check {
+    lines: Lines,
     list: Vec<Problem>,
     /// SPIs of SAs that have problems of their own: nothing more is said where they are named.
     broken: HashSet<u32>,
 }
 
-impl Check<'_> {
+impl Check {
     /// An entry by its form. Each is read by itself, so that one that is wrong does not hide the others'
     /// problems.
     fn read<T: DeserializeOwned>(&mut self, name: &str, value: Spanned<DeValue<'_>>) -> Option<T> {
@@ -189,9 +205,7 @@ impl Check<'_> {
     }
 
     fn add_error(&mut self, entry: &str, error: &toml::de::Error) {
-        let line = error
-            .span()
-            .map_or(0, |span| line_of(self.text, span.start));
+        let line = error.span().map_or(0, |span| self.lines.line(span.start));
         let separator = if entry.is_empty() { "" } else { ": " };
         self.add(line, [format!("{entry}{separator}{}", error.message())]);
     }
@@ -225,57 +239,94 @@ impl Check<'_> {
         }
     }
 
-    fn policies_together(&mut self, policies: &[(usize, PolicySpec)], sas: &[(usize, SaSpec)]) {
+    /// The policies, in their order, with the SAs that they name.
+    fn policies_together(
+        &mut self,
+        policies: Vec<(usize, Policy)>,
+        sas: &[(usize, SaSpec)],
+    ) -> Vec<PolicySpec> {
         let mut selectors = HashMap::new();
-        let mut owners: HashSet<(Spi, IpAddr)> = HashSet::new();
-        for (line, policy) in policies {
-            let name = entry::policy_name(policy);
-            if let Some(first) = selectors.insert(policy.id(), *line) {
-                let text = format!("{name}: the same selector as the policy in line {first}");
-                self.add(*line, [text]);
-            }
-            if let Some(spi) = policy.outbound {
-                let wanted = (Direction::Out, policy.local, policy.remote);
-                self.names(*line, &name, spi, wanted, sas);
-            }
-            for &spi in &policy.inbound {
-                let wanted = (Direction::In, policy.remote, policy.local);
-                self.names(*line, &name, spi, wanted, sas);
-                if !owners.insert((spi, policy.local)) {
-                    let text = format!("{name}: SA {spi} in is named by another policy, or twice");
-                    self.add(*line, [text]);
-                }
-            }
+        let mut specs = Vec::new();
+        let mut by_spi: HashMap<Spi, Vec<&(usize, SaSpec)>> = HashMap::new();
+        for sa in sas {
+            by_spi.entry(sa.1.id.spi).or_default().push(sa);
         }
+        for (order, (line, policy)) in (0..).zip(policies) {
+            let selector = &policy.selector;
+            if let Some(first) = selectors.insert(selector.clone(), line) {
+                let text =
+                    format!("policy {selector}: the same selector as the policy in line {first}");
+                self.add(line, [text]);
+            }
+            let outbound = policy
+                .out
+                .and_then(|spi| self.named(line, selector, spi, Direction::Out, &by_spi));
+            let inbound = policy
+                .r#in
+                .iter()
+                .filter_map(|&spi| self.named(line, selector, spi, Direction::In, &by_spi))
+                .collect();
+            specs.push(PolicySpec {
+                action: match policy.action {
+                    WrittenAction::Protect => Action::Protect { outbound, inbound },
+                    WrittenAction::Bypass => Action::Bypass,
+                    WrittenAction::Discard => Action::Discard,
+                },
+                selector: policy.selector,
+                order,
+            });
+        }
+        specs
     }
 
-    /// A policy names an SA: it must be there, for this direction and between these addresses.
-    fn names(
+    /// The SA that a policy names by its SPI: one of that direction, between its ends.
+    fn named(
         &mut self,
         line: usize,
-        policy: &str,
+        selector: &Selector,
         spi: Spi,
-        (direction, source, destination): (Direction, IpAddr, IpAddr),
-        sas: &[(usize, SaSpec)],
-    ) {
+        direction: Direction,
+        by_spi: &HashMap<Spi, Vec<&(usize, SaSpec)>>,
+    ) -> Option<SaId> {
+        let sas = by_spi.get(&spi).map_or(&[][..], Vec::as_slice);
         let fits = |sa: &SaSpec| {
-            sa.id.spi == spi
-                && sa.id.direction == direction
-                && sa.source == source
-                && sa.id.destination == destination
+            let (local, remote) = match direction {
+                Direction::Out => (sa.source, sa.id.destination),
+                Direction::In => (sa.id.destination, sa.source),
+            };
+            sa.id.direction == direction
+                && selector.local.contains(&local)
+                && selector.remote.contains(&remote)
         };
-        if sas.iter().any(|(_, sa)| fits(sa)) || self.broken.contains(&spi.get()) {
-            return;
-        }
-        let text = match sas.iter().find(|(_, sa)| sa.id.spi == spi) {
-            Some((other, sa)) => format!(
-                "{policy}: needs SA {spi} {direction} from {source} to {destination}, but the one in \
-                 line {other} is {} from {} to {}",
-                sa.id.direction, sa.source, sa.id.destination
+        let mut fitting = sas.iter().filter(|(_, sa)| fits(sa));
+        let text = match (fitting.next(), fitting.next()) {
+            (Some((_, sa)), None) => return Some(sa.id),
+            (Some((one, _)), Some((other, _))) => format!(
+                "policy {selector}: SA {spi} {direction} may be the one in line {one} or the one in line {other}; \
+                 give them different SPIs"
             ),
-            None => format!("{policy}: there is no SA {spi}"),
+            (None, _) if self.broken.contains(&spi.get()) => return None,
+            (None, _) => {
+                let (from, to) = match direction {
+                    Direction::Out => (&selector.local, &selector.remote),
+                    Direction::In => (&selector.remote, &selector.local),
+                };
+                match sas.first() {
+                    Some((other, sa)) => format!(
+                        "policy {selector}: needs SA {spi} {direction} from {} to {}, but the one in line {other} \
+                         is {} from {} to {}",
+                        short(from),
+                        short(to),
+                        sa.id.direction,
+                        sa.source,
+                        sa.id.destination
+                    ),
+                    None => format!("policy {selector}: there is no SA {spi}"),
+                }
+            }
         };
         self.add(line, [text]);
+        None
     }
 }
 

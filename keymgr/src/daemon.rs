@@ -1,5 +1,6 @@
 //! Running: loads the file, owns the state region, answers the control socket, reloads on SIGHUP.
 
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use culvert_proto::channel::{Channel, ChannelError, Listener, Lock, make_directory};
+use culvert_proto::event::Event;
 use culvert_proto::message::{Changes, KeymgrReply, KeymgrRequest};
 use culvert_proto::status::KeymgrStatus;
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
@@ -17,6 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::{self, Config};
+use crate::events;
 use crate::push;
 use crate::state::State;
 use crate::wanted::Wanted;
@@ -26,6 +29,9 @@ pub const PROGRAM: &str = concat!("culvert-keymgr ", env!("CARGO_PKG_VERSION"));
 
 /// File name of the SA state region in the run directory.
 const REGION: &str = "sa-state";
+
+/// Events that the status tells of.
+const EVENTS: usize = 64;
 
 /// How long a reload waits for the datapath to follow, before it answers all the same.
 const FOLLOW: Duration = Duration::from_secs(5);
@@ -47,9 +53,19 @@ struct Inner {
     problem: Option<String>,
     last_load: Changes,
     refused: Option<String>,
+    events: VecDeque<Event>,
 }
 
 impl Shared {
+    /// Keeps an event for the status.
+    pub(crate) fn heard(&self, event: Event) {
+        let mut inner = self.lock();
+        if inner.events.len() == EVENTS {
+            inner.events.pop_front();
+        }
+        inner.events.push_back(event);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // What it holds is replaced whole: a panic elsewhere leaves it consistent.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -193,6 +209,7 @@ impl Manager {
             datapath_problem: inner.problem.clone(),
             last_load: inner.last_load,
             refused: inner.refused.clone(),
+            events: inner.events.iter().cloned().collect(),
         }
     }
 
@@ -256,7 +273,9 @@ pub fn run(paths: Paths) -> Result<()> {
     manager.load_at_start()?;
 
     let socket = manager.paths.run.join(DATAPATH_SOCKET);
+    let (listening, where_to) = (Arc::clone(&shared), socket.clone());
     spawn("push", move || push::run(&shared, &for_push, &socket))?;
+    spawn("events", move || events::run(&listening, &where_to))?;
     let control = manager.paths.run.join(KEYMGR_SOCKET);
     let listener = Listener::bind(&control).context("control socket")?;
     let served = Arc::clone(&manager);

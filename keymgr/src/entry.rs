@@ -1,10 +1,11 @@
-//! One `[[sa]]` and one `[[policy]]` of the file, each checked by itself.
+//! One `[[sa]]` of the file, checked by itself.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use culvert_proto::sa::{
-    Cipher, Direction, PolicySpec, REPLAY_WINDOW, SaId, SaSpec, Spi, StateRef, UdpEncapsulation,
+    Cipher, Direction, Lifetime, Limits, REPLAY_WINDOW, SaId, SaSpec, Spi, StateRef,
+    UdpEncapsulation,
 };
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
@@ -13,8 +14,16 @@ use zeroize::Zeroizing;
 
 use crate::keys;
 
+// RFC 4303 §3.4.3 [3.4.3-window-fast]
 /// Replay window in packets where the file does not say: enough for the reordering of many cores.
 const DEFAULT_WINDOW: u32 = 1024;
+
+/// The port of ESP in UDP (RFC 3948), and that of Geneve.
+const NAT_T: u16 = 4500;
+const GENEVE: u16 = 6081;
+
+/// Seconds between keepalives where the file does not say: what RFC 3948 §4 has.
+const DEFAULT_KEEPALIVE: u16 = 20;
 
 /// `[[sa]]` as written.
 #[derive(Deserialize)]
@@ -27,6 +36,7 @@ pub(crate) struct SaEntry {
     source: IpAddr,
     #[serde(deserialize_with = "address")]
     destination: IpAddr,
+    // RFC 4303 [1-integrity-only-offered, 2-version]: with `esn`, what ESP's version 2 does not have.
     cipher: String,
     key: Option<Zeroizing<String>>,
     key_file: Option<PathBuf>,
@@ -34,7 +44,28 @@ pub(crate) struct SaEntry {
     esn: bool,
     #[serde(default = "default_window")]
     replay_window: u32,
-    encapsulation: Option<UdpEncapsulation>,
+    encapsulation: Option<Encapsulation>,
+    // RFC 4303 §2.7 [2.7-tfc-controls]
+    #[serde(default)]
+    tfc: u16,
+    #[serde(default)]
+    soft: Limits,
+    #[serde(default)]
+    hard: Limits,
+}
+
+/// `encapsulation` as written.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Encapsulation {
+    source_port: u16,
+    destination_port: u16,
+    #[serde(default = "default_keepalive")]
+    keepalive: u16,
+}
+
+fn default_keepalive() -> u16 {
+    DEFAULT_KEEPALIVE
 }
 
 fn address<'de, D: Deserializer<'de>>(from: D) -> Result<IpAddr, D::Error> {
@@ -57,11 +88,11 @@ fn spi<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
         })
 }
 
-fn some_spi<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+pub(crate) fn some_spi<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
     spi(from).map(Some)
 }
 
-fn spis<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u32>, D::Error> {
+pub(crate) fn spis<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u32>, D::Error> {
     let numbers = Vec::<Number>::deserialize(from)?;
     Ok(numbers.into_iter().map(|Number(value)| value).collect())
 }
@@ -109,14 +140,25 @@ impl SaEntry {
         {
             wrong("encapsulation: port 0 is none; usually both are 4500".to_owned());
         }
-        let cipher = Cipher::from_name(&self.cipher);
-        if cipher.is_none() {
-            wrong(format!(
-                "cipher \"{}\" is not known; there are {}",
-                self.cipher,
-                Cipher::ALL.map(Cipher::name).join(", ")
-            ));
+        if let Some(ports) = self.encapsulation {
+            let ports = [ports.source_port, ports.destination_port];
+            if !ports.contains(&NAT_T) {
+                wrong(
+                    "encapsulation: one of the ports must be 4500, or nobody takes it for ESP"
+                        .to_owned(),
+                );
+            }
+            if ports.contains(&GENEVE) {
+                wrong("encapsulation: port 6081 is Geneve's".to_owned());
+            }
         }
+        if self.tfc > 0 && self.direction == Direction::In {
+            wrong("tfc: the padding is the sender's to make; set it on the outbound SA".to_owned());
+        }
+        lifetimes(&self.soft, &self.hard, &mut wrong);
+        let cipher = Cipher::from_name(&self.cipher)
+            .map_err(|error| wrong(error.to_string()))
+            .ok();
         let keymat = match (&self.key, &self.key_file) {
             (Some(key), None) => keys::from_hex(key),
             (None, Some(file)) => keys::from_file(&folder.join(file)),
@@ -146,7 +188,20 @@ impl SaEntry {
                 keymat,
                 esn: self.esn,
                 replay_window: self.replay_window,
-                encapsulation: self.encapsulation,
+                encapsulation: self.encapsulation.map(|written| UdpEncapsulation {
+                    source_port: written.source_port,
+                    destination_port: written.destination_port,
+                    // Whoever only receives has nothing to keep open.
+                    keepalive: match self.direction {
+                        Direction::Out => written.keepalive,
+                        Direction::In => 0,
+                    },
+                }),
+                tfc: self.tfc,
+                lifetime: Lifetime {
+                    soft: self.soft,
+                    hard: self.hard,
+                },
                 state: StateRef {
                     offset: 0,
                     words: 0,
@@ -157,43 +212,26 @@ impl SaEntry {
     }
 }
 
-/// `[[policy]]` as written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PolicyEntry {
-    #[serde(deserialize_with = "address")]
-    local: IpAddr,
-    #[serde(deserialize_with = "address")]
-    remote: IpAddr,
-    #[serde(default, deserialize_with = "some_spi")]
-    out: Option<u32>,
-    #[serde(default, deserialize_with = "spis")]
-    r#in: Vec<u32>,
-}
-
-impl PolicyEntry {
-    /// Checks the entry.
-    pub(crate) fn check(self) -> Result<PolicySpec, Vec<String>> {
-        let name = format!("policy {} to {}", self.local, self.remote);
-        let mut problems = Vec::new();
-        let mut wrong = |text: String| problems.push(format!("{name}: {text}"));
-        addresses("local", self.local, "remote", self.remote, &mut wrong);
-        let mut spi = |value| {
-            Spi::new(value)
-                .map_err(|error| wrong(error.to_string()))
-                .ok()
-        };
-        let outbound = self.out.map(&mut spi);
-        let inbound: Vec<_> = self.r#in.iter().map(|value| spi(*value)).collect();
-        if !problems.is_empty() {
-            return Err(problems);
+/// A soft limit is one to act on before the hard one.
+fn lifetimes(soft: &Limits, hard: &Limits, wrong: &mut impl FnMut(String)) {
+    for (name, soft, hard) in [
+        ("bytes", soft.bytes, hard.bytes),
+        ("packets", soft.packets, hard.packets),
+        ("seconds", soft.seconds, hard.seconds),
+        ("seconds_in_use", soft.seconds_in_use, hard.seconds_in_use),
+    ] {
+        if soft == Some(0) || hard == Some(0) {
+            wrong(format!(
+                "a limit of 0 {name}: leave it out if there is to be none"
+            ));
         }
-        Ok(PolicySpec {
-            local: self.local,
-            remote: self.remote,
-            outbound: outbound.flatten(),
-            inbound: inbound.into_iter().flatten().collect(),
-        })
+        if let (Some(soft), Some(hard)) = (soft, hard)
+            && soft >= hard
+        {
+            wrong(format!(
+                "soft limit of {soft} {name} and hard limit of {hard}: the soft one must be the smaller"
+            ));
+        }
     }
 }
 
@@ -244,21 +282,7 @@ pub(crate) fn sa_as_written(value: &DeValue<'_>) -> (String, Option<u32>) {
     }
 }
 
-/// How problems name a policy that may be wrong in its form.
-pub(crate) fn policy_as_written(value: &DeValue<'_>) -> String {
-    let field = |name| {
-        let value = value.get(name).and_then(|value| value.get_ref().as_str());
-        value.unwrap_or("?").to_owned()
-    };
-    format!("policy {} to {}", field("local"), field("remote"))
-}
-
 /// How problems name an SA.
 pub(crate) fn sa_name(sa: &SaSpec) -> String {
     format!("SA {:#x} {}", sa.id.spi.get(), sa.id.direction)
-}
-
-/// How problems name a policy.
-pub(crate) fn policy_name(policy: &PolicySpec) -> String {
-    format!("policy {} to {}", policy.local, policy.remote)
 }

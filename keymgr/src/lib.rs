@@ -2,12 +2,15 @@
 //! region, and keeps the datapath at what is wanted.
 //!
 //! [`config`] reads the file of static SAs, whole or not at all; [`used_keys`] remembers static keys across
-//! reboots; [`wanted`] finds what changed; [`push`] brings it to the datapath; [`daemon`] runs it all.
+//! reboots; [`wanted`] finds what changed; [`push`] brings it to the datapath; `events` hears of
+//! lifetimes and of peers that move; [`daemon`] runs it all.
 
 pub mod config;
 pub mod daemon;
 mod entry;
+mod events;
 mod keys;
+mod policy_entry;
 pub mod push;
 mod state;
 pub mod used_keys;

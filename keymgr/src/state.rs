@@ -3,10 +3,12 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
-use culvert_proto::sa::{Direction, SaId, SaSpec, StateRef};
+use culvert_proto::sa::{Action, Direction, SaId, SaSpec, StateRef};
 use culvert_state::Region;
+use culvert_state::layout::both;
 use culvert_state::region::Kind;
 
 use crate::config::Config;
@@ -68,22 +70,12 @@ impl State {
         if refused.others {
             bail!(text);
         }
-        let is_lost = |direction, destination, spi| {
-            refused.lost.contains(&SaId {
-                direction,
-                spi,
-                destination,
-            })
-        };
         config.sas.retain(|sa| !refused.lost.contains(&sa.id));
         for policy in &mut config.policies {
-            let (local, remote) = (policy.local, policy.remote);
-            policy
-                .outbound
-                .take_if(|spi| is_lost(Direction::Out, remote, *spi));
-            policy
-                .inbound
-                .retain(|spi| !is_lost(Direction::In, local, *spi));
+            if let Action::Protect { outbound, inbound } = &mut policy.action {
+                outbound.take_if(|sa| refused.lost.contains(sa));
+                inbound.retain(|sa| !refused.lost.contains(sa));
+            }
         }
         let wanted = self.give_checked(config, &Wanted::default())?;
         Ok((wanted, (!text.is_empty()).then_some(text)))
@@ -137,6 +129,10 @@ impl State {
                     sa_name(&sa)
                 );
             }
+            if claim.fresh {
+                let words = self.region.words(claim.offset, claim.words)?;
+                words[both::ADDED].store(now(), Ordering::Relaxed);
+            }
             sa.state = StateRef {
                 offset: claim.offset,
                 words: claim.words,
@@ -149,7 +145,7 @@ impl State {
             .add(fingerprints.iter().copied())
             .with_context(|| format!("list of used keys in {}", self.directory.display()))?;
         for policy in config.policies {
-            wanted.policies.insert(policy.id(), policy);
+            wanted.policies.insert(policy.selector.clone(), policy);
         }
         for sa in before.sas.values() {
             let fingerprint = fingerprint(sa);
@@ -159,6 +155,15 @@ impl State {
         }
         Ok(wanted)
     }
+}
+
+/// Milliseconds of the monotonic clock, which the datapath's lifetimes count in.
+fn now() -> u64 {
+    use nix::time::{ClockId, clock_gettime};
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(1, |time| {
+        let milliseconds = std::time::Duration::from(time).as_millis();
+        u64::try_from(milliseconds).unwrap_or(u64::MAX).max(1)
+    })
 }
 
 fn kind(sa: &SaSpec) -> Kind {
@@ -173,7 +178,7 @@ fn kind(sa: &SaSpec) -> Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use culvert_proto::sa::{Cipher, Keymat, PolicySpec, SaId, Spi};
+    use culvert_proto::sa::{Cipher, Keymat, Lifetime, PolicySpec, SaId, Selector, Spi};
 
     fn sa(direction: Direction, key: u8, window: u32) -> SaSpec {
         SaSpec {
@@ -188,6 +193,8 @@ mod tests {
             esn: true,
             replay_window: window,
             encapsulation: None,
+            tfc: 0,
+            lifetime: Lifetime::default(),
             state: StateRef {
                 offset: 0,
                 words: 0,
@@ -209,6 +216,7 @@ mod tests {
 
     #[test]
     fn a_key_whose_numbers_are_lost_is_refused() {
+        // RFC 4303 §3.3.3 [3.3.3-manual-counter]
         let [run, kept] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let both = config(&[sa(Direction::Out, 1, 64)]);
         let first = state(run.path(), kept.path())
@@ -241,19 +249,25 @@ mod tests {
         let mut both = config(&[out, sa(Direction::In, 3, 64), into]);
         both.sas[1].id.spi = Spi::new(0x1002).unwrap();
         both.policies = vec![PolicySpec {
-            local: both.sas[2].id.destination,
-            remote: both.sas[0].id.destination,
-            outbound: Some(both.sas[0].id.spi),
-            inbound: vec![both.sas[1].id.spi, both.sas[2].id.spi],
+            selector: Selector::hosts(both.sas[2].id.destination, both.sas[0].id.destination),
+            order: 0,
+            action: Action::Protect {
+                outbound: Some(both.sas[0].id),
+                inbound: vec![both.sas[1].id, both.sas[2].id],
+            },
         }];
+        let fresh = both.sas[1].id;
         let mut rebooted = state(run.path(), kept.path());
         let (wanted, problem) = rebooted.give_at_start(both).unwrap();
         assert_eq!(problem.unwrap().lines().count(), 2);
         assert_eq!(wanted.sas.len(), 1);
         let policy = wanted.policies.values().next().unwrap();
         assert_eq!(
-            (policy.outbound, &policy.inbound[..]),
-            (None, &[Spi::new(0x1002).unwrap()][..])
+            policy.action,
+            Action::Protect {
+                outbound: None,
+                inbound: vec![fresh],
+            }
         );
     }
 

@@ -17,6 +17,7 @@ use culvert_state::region::Fingerprint;
 /// Where the list is, unless told otherwise.
 pub const STATE_DIRECTORY: &str = "/var/lib/culvert";
 
+// RFC 4303 §3.3.3 [3.3.3-manual-counter]: a key whose counter is lost is not used again.
 /// The list.
 #[derive(Debug)]
 pub struct UsedKeys {

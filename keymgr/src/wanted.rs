@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use culvert_proto::message::{Changes, Update};
-use culvert_proto::sa::{PolicyId, PolicySpec, SaId, SaSpec};
+use culvert_proto::sa::{PolicySpec, SaId, SaSpec, Selector};
 
 /// SAs and policies, each with its state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct Wanted {
     /// SAs.
     pub sas: BTreeMap<SaId, SaSpec>,
     /// Policies.
-    pub policies: BTreeMap<PolicyId, PolicySpec>,
+    pub policies: BTreeMap<Selector, PolicySpec>,
 }
 
 impl Wanted {
@@ -99,19 +99,19 @@ pub fn split(update: Update, records: usize) -> Vec<Update> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use culvert_proto::sa::Spi;
+    use culvert_proto::sa::{Action, Selector};
     use proptest::prelude::*;
-    use std::net::{IpAddr, Ipv4Addr};
 
     fn policies(list: &[(u8, u32)]) -> Wanted {
         let policies = list.iter().map(|&(host, spi)| PolicySpec {
-            local: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 0)),
-            remote: IpAddr::V4(Ipv4Addr::new(192, 0, 2, host)),
-            outbound: Some(Spi::new(256 + spi).unwrap()),
-            inbound: Vec::new(),
+            selector: Selector::hosts([192, 0, 2, 0].into(), [192, 0, 2, host].into()),
+            order: spi,
+            action: Action::Bypass,
         });
         Wanted {
-            policies: policies.map(|policy| (policy.id(), policy)).collect(),
+            policies: policies
+                .map(|policy| (policy.selector.clone(), policy))
+                .collect(),
             ..Wanted::default()
         }
     }
@@ -151,7 +151,7 @@ mod tests {
                     state.remove(id);
                 }
                 for policy in &message.add_policies {
-                    state.insert(policy.id(), policy.clone());
+                    state.insert(policy.selector.clone(), policy.clone());
                 }
             }
             prop_assert_eq!(state, to.policies);

@@ -38,6 +38,7 @@ impl Fixture {
         underlay: &str,
         local: IpAddr,
         remote: IpAddr,
+        dont_fragment: bool,
         pins: &Path,
     ) -> Result<Self> {
         let mut programs = EbpfLoader::new().load(culvert_ebpf::GENEVE_FIXTURE)?;
@@ -52,6 +53,7 @@ impl Fixture {
                 tunnel: if_nametoindex(tunnel)?,
                 vni: 77,
                 v6: u32::from(local.is_ipv6()),
+                fragmentable: u32::from(!dont_fragment),
             },
             0,
         )?;

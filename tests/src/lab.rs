@@ -1,9 +1,6 @@
 //! Two hypervisors, the wire between them, and Culvert on each.
 
-use std::fmt::Write;
-use std::io::Read;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -18,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::geneve::Fixture;
+use crate::keys::{Generation, keymgr_config, write_private};
 use crate::netns::{Home, Namespace, run, wait_for};
 use crate::wire;
 
@@ -27,10 +25,11 @@ pub const WIRE: &str = "wire0";
 pub const HOST_PORT: &str = "cvhost0";
 /// The tunnel device, where the "VM" is.
 pub const TUNNEL: &str = "gnv0";
-/// MTU of the underlay.
-const MTU: u32 = 1500;
 /// MTU of the "VM": room for Geneve (70 bytes over IPv6) and ESP (up to 37).
 const INNER_MTU: u32 = 1380;
+
+/// Longest time until a daemon is up: half a minute on emulated CPUs that are busy.
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// How to build a lab.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +44,14 @@ pub struct Plan {
     pub queues: u32,
     /// XDP mode, as the settings have it.
     pub xdp: &'static str,
+    /// MTU of the underlay.
+    pub mtu: u32,
+    /// MTU of the tunnel devices.
+    pub inner_mtu: u32,
+    /// Tunnels over IPv4 forbid fragmentation.
+    pub dont_fragment: bool,
+    /// More lines of each SA in the key managers' files, outbound and inbound.
+    pub sa: [&'static str; 2],
     /// Leave it standing when the process ends.
     pub keep: bool,
 }
@@ -57,6 +64,10 @@ impl Default for Plan {
             esn: true,
             queues: 1,
             xdp: "auto",
+            mtu: 1500,
+            inner_mtu: INNER_MTU,
+            dont_fragment: true,
+            sa: [""; 2],
             keep: false,
         }
     }
@@ -78,7 +89,7 @@ pub struct Side {
     geneve: Option<Fixture>,
 }
 
-/// The lab.
+/// The lab. Either side can do without Culvert, and have something else that speaks ESP.
 #[derive(Debug)]
 pub struct Lab {
     /// Hypervisors a and b.
@@ -112,7 +123,7 @@ impl Lab {
         let mut endpoint = "kernel";
         for number in 0..2 {
             let (remote, other) = (sides[1 - number].outer, 1 - number);
-            if !sides[number].add_tunnel(number, other, remote)? {
+            if !sides[number].add_tunnel(plan, number, other, remote)? {
                 endpoint = "fixture";
             }
         }
@@ -131,19 +142,48 @@ impl Lab {
     /// # Errors
     /// A daemon does not come up; the text has its log.
     pub fn start_culvert(&mut self) -> Result<()> {
-        let plan = self.plan;
-        let keys = [random_key(plan.cipher)?, random_key(plan.cipher)?];
-        let outer = [self.sides[0].outer, self.sides[1].outer];
+        let keys = Generation {
+            esn: self.plan.esn,
+            more: self.plan.sa,
+            ..Generation::new(self.plan.cipher, SPIS)?
+        };
         for number in 0..2 {
-            let text = keymgr_config(plan, number, outer, &keys)?;
-            write_private(&self.sides[number].folder.join("keymgr.toml"), &text)?;
-            self.start_datapath(number)?;
-            self.start_keymgr(number)?;
+            self.start_side(number, &keys)?;
         }
         for number in 0..2 {
             self.wait_for_protection(number)?;
         }
         Ok(())
+    }
+
+    /// Starts Culvert on one side.
+    ///
+    /// # Errors
+    /// The datapath does not come up; the text has its log.
+    pub fn start_side(&mut self, number: usize, keys: &Generation) -> Result<()> {
+        self.write_keys(number, &[keys], 0)?;
+        self.start_datapath(number)?;
+        self.start_keymgr(number)
+    }
+
+    fn write_keys(&self, number: usize, generations: &[&Generation], out: usize) -> Result<()> {
+        let text = keymgr_config(number, self.outer(), generations, out)?;
+        write_private(&self.sides[number].folder.join("keymgr.toml"), &text)
+    }
+
+    /// Gives the key manager of a side new keys: see [`keymgr_config`].
+    ///
+    /// # Errors
+    /// It refuses them.
+    pub fn rekey(&self, number: usize, generations: &[&Generation], out: usize) -> Result<()> {
+        self.write_keys(number, generations, out)?;
+        run(&mut culvert(&self.sides[number], &["reload"])?).map(drop)
+    }
+
+    /// The underlay addresses of a and b.
+    #[must_use]
+    pub fn outer(&self) -> [IpAddr; 2] {
+        [self.sides[0].outer, self.sides[1].outer]
     }
 
     /// Starts the datapath of a side; what it left pinned is taken over.
@@ -174,7 +214,7 @@ impl Lab {
         let log = folder.join("datapath.log");
         let _ = std::fs::remove_file(folder.join(DATAPATH_SOCKET));
         side.datapath = Some(self.home.spawn(command, &log)?);
-        let started = wait_for("culvert-datapath", Duration::from_secs(20), || {
+        let started = wait_for("culvert-datapath", START_LIMIT, || {
             folder.join(DATAPATH_SOCKET).exists()
         });
         started.with_context(|| tail(&log))?;
@@ -214,7 +254,7 @@ impl Lab {
     /// It does not; the text has the logs.
     pub fn wait_for_protection(&self, number: usize) -> Result<()> {
         let side = &self.sides[number];
-        wait_for("the datapath to be filled", Duration::from_secs(10), || {
+        wait_for("the datapath to be filled", START_LIMIT, || {
             side.keymgr_status()
                 .is_ok_and(|status| status.datapath_in_sync)
         })
@@ -287,13 +327,17 @@ impl Side {
         }
         wire::silence(&namespace)?;
         namespace.ip(&format!(
-            "link add {WIRE} mtu {MTU} address {} numtxqueues {queues} numrxqueues {queues} type veth \
+            "link add {WIRE} mtu {mtu} address {} numtxqueues {queues} numrxqueues {queues} type veth \
              peer name {letter}0 netns {} numtxqueues {queues} numrxqueues {queues}",
             outer_mac(number),
             underlay.name(),
-            queues = plan.queues
+            queues = plan.queues,
+            mtu = plan.mtu,
         ))?;
-        underlay.ip(&format!("link set {letter}0 mtu {MTU} master br0 up"))?;
+        underlay.ip(&format!(
+            "link set {letter}0 mtu {} master br0 up",
+            plan.mtu
+        ))?;
         namespace.ip(&format!("link set {WIRE} up"))?;
         namespace.ip(&format!("address add 192.0.2.{host}/24 dev {WIRE}"))?;
         namespace.ip(&format!("address add 2001:db8::{host}/64 dev {WIRE} nodad"))?;
@@ -321,10 +365,17 @@ impl Side {
     }
 
     /// Makes the tunnel device: the kernel's if it has one (then true), else the fixture.
-    fn add_tunnel(&mut self, number: usize, other: usize, remote: IpAddr) -> Result<bool> {
+    fn add_tunnel(
+        &mut self,
+        plan: Plan,
+        number: usize,
+        other: usize,
+        remote: IpAddr,
+    ) -> Result<bool> {
         let mac = inner_mac(number);
         let kernel = self.namespace.ip(&format!(
-            "link add {TUNNEL} address {mac} type geneve id 77 remote {remote} dstport 6081"
+            "link add {TUNNEL} address {mac} type geneve id 77 remote {remote} dstport 6081 df {}",
+            if plan.dont_fragment { "set" } else { "unset" }
         ));
         if kernel.is_err() {
             self.namespace.ip(&format!(
@@ -337,7 +388,9 @@ impl Side {
                 .namespace
                 .command("ethtool")
                 .args(["-K", TUNNEL, "gro", "on"]))?;
-            self.namespace.ip(&format!("link set {TUNNEL}p up"))?;
+            // As large as any packet that is to be wrapped.
+            self.namespace
+                .ip(&format!("link set {TUNNEL}p mtu 9216 up"))?;
             let pins = self.folder.join("lab-bpf");
             nix::mount::mount(
                 Some("bpffs"),
@@ -347,13 +400,19 @@ impl Side {
                 None::<&str>,
             )?;
             let local = self.outer;
-            self.geneve = Some(
-                self.namespace
-                    .within(|| Fixture::new(&format!("{TUNNEL}p"), WIRE, local, remote, &pins))?,
-            );
+            self.geneve = Some(self.namespace.within(|| {
+                Fixture::new(
+                    &format!("{TUNNEL}p"),
+                    WIRE,
+                    local,
+                    remote,
+                    plan.dont_fragment,
+                    &pins,
+                )
+            })?);
         }
         self.namespace
-            .ip(&format!("link set {TUNNEL} mtu {INNER_MTU} up"))?;
+            .ip(&format!("link set {TUNNEL} mtu {} up", plan.inner_mtu))?;
         self.namespace
             .ip(&format!("address add {}/24 dev {TUNNEL}", self.inner))?;
         self.namespace.ip(&format!(
@@ -399,67 +458,6 @@ impl Side {
     }
 }
 
-/// The configuration of one side's key manager.
-///
-/// # Errors
-/// None but those of formatting.
-pub fn keymgr_config(
-    plan: Plan,
-    number: usize,
-    outer: [IpAddr; 2],
-    keys: &[String; 2],
-) -> Result<String> {
-    let mut text = String::new();
-    for way in 0..2 {
-        let direction = if way == number { "out" } else { "in" };
-        writeln!(
-            text,
-            "[[sa]]\ndirection = \"{direction}\"\nspi = {:#x}\nsource = \"{}\"\ndestination = \"{}\"\n\
-             cipher = \"{}\"\nkey = \"{}\"\nesn = {}\n",
-            SPIS[way],
-            outer[way],
-            outer[1 - way],
-            plan.cipher,
-            keys[way],
-            plan.esn
-        )?;
-    }
-    writeln!(
-        text,
-        "[[policy]]\nlocal = \"{}\"\nremote = \"{}\"\nout = {:#x}\nin = [{:#x}]",
-        outer[number],
-        outer[1 - number],
-        SPIS[number],
-        SPIS[1 - number]
-    )?;
-    Ok(text)
-}
-
-/// Writes a file that only root can read.
-///
-/// # Errors
-/// It cannot be written.
-pub fn write_private(path: &Path, text: &str) -> Result<()> {
-    let _ = std::fs::remove_file(path);
-    let file = std::fs::File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
-    std::io::Write::write_all(&mut file?, text.as_bytes())?;
-    Ok(())
-}
-
-/// A fresh key and salt, as hex digits.
-///
-/// # Errors
-/// The kernel has no random bytes.
-pub fn random_key(cipher: Cipher) -> Result<String> {
-    let mut bytes = vec![0; cipher.keymat_length()];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 /// A program of this workspace, beside this one or a folder above it.
 ///
 /// # Errors
@@ -472,6 +470,21 @@ pub fn program(name: &str) -> Result<PathBuf> {
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
         .with_context(|| format!("{name} is not built; run `./dev build`"))
+}
+
+/// Why there can be no lab here, if so.
+#[must_use]
+pub fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root, for namespaces and eBPF".to_owned());
+    }
+    [
+        "ip", "nft", "ethtool", "iperf3", "ping", "tcpdump", "sysctl",
+    ]
+    .into_iter()
+    // What it makes of the argument does not matter.
+    .find(|program| Command::new(program).arg("--version").output().is_err())
+    .map(|program| format!("there is no {program}"))
 }
 
 /// A command of `culvert` for one side.

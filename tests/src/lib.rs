@@ -6,11 +6,12 @@
 //!            └ culvert-datapath            nftables counts                └ culvert-datapath
 //! ```
 //! [`netns`] has namespaces and processes in them, and removes what a dead lab left; [`geneve`] is the Geneve
-//! endpoint for kernels without one; [`lab`] builds it all; [`wire`] says what was on the wire;
-//! [`load`] is ping and iperf3; [`demo`] runs the demo.
+//! endpoint for kernels without one; [`keys`] are the SAs; [`lab`] builds it all; [`wire`] says what was on the
+//! wire; [`load`] is ping and iperf3; [`demo`] runs the demo.
 
 pub mod demo;
 pub mod geneve;
+pub mod keys;
 pub mod lab;
 pub mod load;
 pub mod netns;

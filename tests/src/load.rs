@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Side};
 use crate::netns::{run, wait_for};
 
 /// What ping said.
@@ -29,12 +30,33 @@ pub struct Ping {
 /// # Errors
 /// ping cannot be run, or its output is not understood.
 pub fn ping(lab: &Lab, count: u32) -> Result<Ping> {
-    let [a, b] = &lab.sides;
-    let output = a
+    run_ping(&lab.sides[0], &lab.sides[1], count, 1, 56)
+}
+
+/// As [`ping`], with `size` bytes behind the ICMP header.
+///
+/// # Errors
+/// As [`ping`].
+pub fn ping_of(lab: &Lab, count: u32, size: u32) -> Result<Ping> {
+    run_ping(&lab.sides[0], &lab.sides[1], count, 1, size)
+}
+
+/// As [`ping`] between other sides. Waits up to `patience` seconds for the first reply, but when there was one, ping
+/// waits for the others two more round trips only: where CPUs stand still now and then, send one.
+///
+/// # Errors
+/// As [`ping`].
+pub fn ping_between(from: &Side, to: &Side, count: u32, patience: u32) -> Result<Ping> {
+    run_ping(from, to, count, patience, 56)
+}
+
+fn run_ping(from: &Side, to: &Side, count: u32, patience: u32, size: u32) -> Result<Ping> {
+    let output = from
         .namespace
         .command("ping")
-        .args(["-n", "-i", "0.01", "-W", "1", "-c", &count.to_string()])
-        .arg(b.inner.to_string())
+        .args(["-n", "-i", "0.01", "-W", &patience.to_string()])
+        .args(["-c", &count.to_string(), "-s", &size.to_string()])
+        .arg(to.inner.to_string())
         .output()
         .context("ping")?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -120,10 +142,47 @@ pub fn client(lab: &Lab, seconds: u32) -> std::process::Command {
 /// # Errors
 /// iperf3 fails.
 pub fn iperf(lab: &Lab, seconds: u32) -> Result<Throughput> {
+    read(&measure(lab, &mut client(lab, seconds))?, "")
+}
+
+/// Sends TCP from a to b and from b to a at once, for `seconds`, and says what arrived each way.
+///
+/// # Errors
+/// iperf3 fails.
+pub fn iperf_both_ways(lab: &Lab, seconds: u32) -> Result<[Throughput; 2]> {
+    let json = measure(lab, client(lab, seconds).arg("--bidir"))?;
+    Ok([read(&json, "")?, read(&json, "_bidir_reverse")?])
+}
+
+/// Waits until neither side has a TCP connection that may still send something.
+///
+/// # Errors
+/// They do not end.
+pub fn connections_end(lab: &Lab) -> Result<()> {
+    /// What comes after the last packet, as `/proc/net/tcp` has it.
+    const TIME_WAIT: &str = "06";
+    let ended = |side: &Side| {
+        let table = side
+            .namespace
+            .within(|| Ok(std::fs::read_to_string("/proc/thread-self/net/tcp")?));
+        table.is_ok_and(|text| {
+            let mut states = text
+                .lines()
+                .skip(1)
+                .filter_map(|line| line.split_whitespace().nth(3));
+            states.all(|state| state == TIME_WAIT)
+        })
+    };
+    wait_for("TCP connections to end", Duration::from_secs(20), || {
+        lab.sides.iter().all(ended)
+    })
+}
+
+fn measure(lab: &Lab, client: &mut std::process::Command) -> Result<Value> {
     let mut server = serve(lab)?;
     // It may end well and say in its JSON that it failed.
-    let result = run(&mut client(lab, seconds))
-        .and_then(|text| parse(&text))
+    let result = run(client)
+        .and_then(|text| json(&text))
         .context("iperf3 failed, or its packets were lost for good");
     if result.is_err() {
         // The server still waits for a client.
@@ -138,16 +197,25 @@ pub fn iperf(lab: &Lab, seconds: u32) -> Result<Throughput> {
 /// # Errors
 /// It is none, or reports an error.
 pub fn parse(text: &str) -> Result<Throughput> {
-    let json: serde_json::Value = serde_json::from_str(text).context("iperf3's JSON")?;
+    read(&json(text)?, "")
+}
+
+fn json(text: &str) -> Result<Value> {
+    let json: Value = serde_json::from_str(text).context("iperf3's JSON")?;
     ensure!(json["error"].is_null(), "iperf3: {}", json["error"]);
-    let received = &json["end"]["sum_received"];
+    Ok(json)
+}
+
+/// The sums of one direction, whose names end in `direction`.
+fn read(json: &Value, direction: &str) -> Result<Throughput> {
+    let received = &json["end"][format!("sum_received{direction}")];
     Ok(Throughput {
         gbit_per_s: received["bits_per_second"]
             .as_f64()
             .context("iperf3: rate")?
             / 1e9,
         seconds: received["seconds"].as_f64().unwrap_or_default(),
-        retransmits: json["end"]["sum_sent"]["retransmits"]
+        retransmits: json["end"][format!("sum_sent{direction}")]["retransmits"]
             .as_u64()
             .unwrap_or_default(),
     })

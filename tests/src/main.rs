@@ -37,8 +37,7 @@ struct Arguments {
 }
 
 fn cipher(name: &str) -> Result<Cipher, String> {
-    Cipher::from_name(name)
-        .ok_or_else(|| format!("there are {}", Cipher::ALL.map(Cipher::name).join(", ")))
+    Cipher::from_name(name).map_err(|error| error.to_string())
 }
 
 fn main() -> ExitCode {

@@ -26,6 +26,8 @@ pub struct Count {
 pub struct Counts {
     /// ESP, also in UDP.
     pub esp: Count,
+    /// What of that was in UDP.
+    pub esp_in_udp: Count,
     /// Geneve in clear.
     pub plaintext_geneve: Count,
     /// Everything else.
@@ -36,13 +38,14 @@ pub struct Counts {
 const RULES: &str = "
 table bridge wire {
     counter sealed {}
+    counter sealed_in_udp {}
     counter plaintext_geneve {}
     counter other {}
     chain forward {
         type filter hook forward priority 0;
         meta l4proto esp counter name sealed accept
-        udp dport 4500 counter name sealed accept
-        udp sport 4500 counter name sealed accept
+        udp dport 4500 counter name sealed_in_udp counter name sealed accept
+        udp sport 4500 counter name sealed_in_udp counter name sealed accept
         udp dport 6081 counter name plaintext_geneve accept
         udp sport 6081 counter name plaintext_geneve accept
         counter name other
@@ -98,6 +101,7 @@ pub fn take_counts(underlay: &Namespace) -> Result<Counts> {
     };
     Ok(Counts {
         esp: find("sealed")?,
+        esp_in_udp: find("sealed_in_udp")?,
         plaintext_geneve: find("plaintext_geneve")?,
         other: find("other")?,
     })

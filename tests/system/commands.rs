@@ -4,7 +4,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use culvert_tests::lab::{Lab, Plan, culvert, program, write_private};
+use culvert_tests::keys::write_private;
+use culvert_tests::lab::{Lab, Plan, culvert, program};
 use culvert_tests::load;
 use culvert_tests::netns::{ROOT, ip, wait_for};
 use nix::sys::signal::{Signal, kill};

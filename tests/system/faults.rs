@@ -175,6 +175,7 @@ fn key_manager_killed_under_load() -> Result<()> {
 
 /// What was accepted before a crash is not accepted after it.
 fn replays_are_known_after_a_restart() -> Result<()> {
+    // RFC 4303 §3.4.3 [3.4.3-no-duplicate]: in the life of the SA, not of a process.
     let plan = Plan::default();
     let mut lab = Lab::new(plan)?;
     lab.start_culvert()?;

@@ -54,7 +54,7 @@ fn key(lab: &Lab, spi: u32) -> Result<String> {
 }
 
 fn scapy_agrees_on_the_wire() -> Result<()> {
-    for cipher in Cipher::ALL {
+    for cipher in Cipher::COMMON {
         for (esn, ipv6) in [(false, false), (true, false), (false, true), (true, true)] {
             let plan = Plan {
                 ipv6,
@@ -149,6 +149,7 @@ fn on_the_wire(plan: Plan) -> Result<()> {
 
 /// Each of scapy's forgeries is dropped under its own counter, and what does not authenticate moves no window.
 fn what_is_forged_has_its_counter() -> Result<()> {
+    // RFC 4303 [2.4-pad-inspected, 3.4.3-integrity-discarded, 3.4.3-moves-after, 3.4.3-window]
     let plan = Plan {
         esn: false,
         ..Plan::default()

@@ -5,14 +5,18 @@
 mod commands;
 mod faults;
 mod interop;
+mod lives;
 mod modes;
+mod policies;
 mod rekey;
+mod sizes;
 mod wire;
 
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use culvert_tests::lab::missing;
 use culvert_tests::netns;
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -25,13 +29,16 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // They share two cores, and measure.
     arguments.test_threads = Some(1);
-    let lab = missing_for_lab();
+    let lab = missing();
     let scapy = lab.clone().or_else(missing_scapy);
     let trials = [
         tests(&lab, commands::TESTS),
         tests(&lab, wire::TESTS),
         tests(&lab, faults::TESTS),
         tests(&lab, rekey::TESTS),
+        tests(&lab, policies::TESTS),
+        tests(&lab, lives::TESTS),
+        tests(&lab, sizes::TESTS),
         tests(&lab, modes::TESTS),
         tests(&scapy, interop::TESTS),
     ];
@@ -61,19 +68,6 @@ fn within_limit(test: Test) -> Result<(), Failed> {
             Err(Failed::from(format!("not done after {LIMIT:?}")))
         }
     }
-}
-
-/// Why there can be no lab here, if so.
-fn missing_for_lab() -> Option<String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Some("needs root, for namespaces and eBPF".to_owned());
-    }
-    [
-        "ip", "nft", "ethtool", "iperf3", "ping", "tcpdump", "sysctl",
-    ]
-    .into_iter()
-    .find(|program| !runs(Command::new(program).arg("--version")))
-    .map(|program| format!("there is no {program}"))
 }
 
 fn missing_scapy() -> Option<String> {

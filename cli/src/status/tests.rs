@@ -1,6 +1,6 @@
 use super::*;
 use culvert_proto::message::Changes;
-use culvert_proto::sa::{Cipher, Spi, UdpEncapsulation};
+use culvert_proto::sa::{Cipher, Direction, Lifetime, SaId, Selector, Spi, UdpEncapsulation};
 use culvert_proto::status::{PortStatus, WorkerStatus};
 
 fn sa(spi: u32, direction: Direction, sequence: u64, esn: bool) -> SaStatus {
@@ -16,15 +16,31 @@ fn sa(spi: u32, direction: Direction, sequence: u64, esn: bool) -> SaStatus {
         bytes: 7_000,
         sequence,
         replay_window: 1024,
+        replayed: 0,
+        late: 0,
+        failed: 0,
+        lost: 0,
+        lifetime: Lifetime::default(),
+        age_seconds: 70,
+        use_seconds: Some(60),
+        state: "alive".to_owned(),
     }
 }
 
 fn policy(host: u8, outbound: Option<u32>) -> PolicyStatus {
+    let (local, remote) = ([192, 0, 2, 1].into(), [192, 0, 2, host].into());
+    let sa = |direction, spi, destination| SaId {
+        direction,
+        spi: Spi::new(spi).unwrap(),
+        destination,
+    };
     PolicyStatus {
-        local: "192.0.2.1".parse().unwrap(),
-        remote: format!("192.0.2.{host}").parse().unwrap(),
-        outbound: outbound.map(|spi| Spi::new(spi).unwrap()),
-        inbound: vec![Spi::new(0x2001).unwrap()],
+        selector: Selector::hosts(local, remote),
+        order: 0,
+        action: Action::Protect {
+            outbound: outbound.map(|spi| sa(Direction::Out, spi, remote)),
+            inbound: vec![sa(Direction::In, 0x2001, local)],
+        },
         protected_by: if outbound.is_some() {
             "culvert"
         } else {
@@ -40,6 +56,7 @@ fn datapath() -> DatapathStatus {
         pid: 12,
         uptime_seconds: 75.0,
         aead: "aws-lc-rs".to_owned(),
+        cpu_features: vec!["aes".to_owned(), "vaes".to_owned()],
         ports: vec![PortStatus {
             role: "wire".to_owned(),
             interface: "eth1".to_owned(),
@@ -56,6 +73,7 @@ fn datapath() -> DatapathStatus {
             from_wire: 20,
             sealed: 9,
             opened: 18,
+            bypassed: 0,
             sleeps: 4,
         }],
         sas: vec![
@@ -79,6 +97,7 @@ fn keymgr() -> KeymgrStatus {
         datapath_problem: None,
         last_load: Changes::default(),
         refused: None,
+        events: Vec::new(),
     }
 }
 
@@ -104,6 +123,7 @@ fn a_good_state_fits_on_a_screen() {
         "culvert",
         "0x00001001",
         "aes256gcm16 esn",
+        "CPU has aes vaes",
         "7.0 kB",
         "1024",
         "malformed",
@@ -149,10 +169,13 @@ fn what_is_not_well_is_said() {
     datapath.policies = (2..40).map(|host| policy(host, Some(0x1001))).collect();
     datapath.policies.push(policy(77, None));
     datapath.sas = vec![
+        // RFC 4303 §3.3.3 [3.3.3-in-anticipation]
         sa(0x1002, Direction::Out, u64::from(u32::MAX) - 9, false),
         sa(0x1003, Direction::Out, u64::from(u32::MAX), true),
         sa(0x1004, Direction::In, u64::from(u32::MAX), false),
     ];
+    datapath.sas[0].state = "expiring".to_owned();
+    datapath.sas[2].replayed = 3;
     let mut keymgr = keymgr();
     keymgr.datapath_in_sync = false;
     keymgr.datapath_problem = Some("the datapath refused: no room".to_owned());
@@ -164,7 +187,8 @@ fn what_is_not_well_is_said() {
         "no room",
         "x.toml:2: b",
         "192.0.2.77 is blocked",
-        "SA 0x00001002 out has 9 sequence",
+        "SA 0x00001002 out has reached its soft lifetime",
+        "alive, 3 replayed",
         "and 27 more policies",
         "NOT in sync",
     ] {
@@ -181,6 +205,7 @@ fn encapsulation_shows_its_ports() {
     datapath.sas[0].encapsulation = Some(UdpEncapsulation {
         source_port: 4500,
         destination_port: 4501,
+        keepalive: 0,
     });
     let text = view::text(&Report::new(Ok(datapath), Ok(keymgr())), false);
     assert!(

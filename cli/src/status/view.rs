@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use culvert_packet::reason::DropReason;
-use culvert_proto::sa::{Direction, UdpEncapsulation};
+use culvert_proto::policy::short;
+use culvert_proto::sa::{Action, Direction, Geneve, Selector, UdpEncapsulation};
 use culvert_proto::status::{DatapathStatus, KeymgrStatus, SaStatus};
 
 use super::{Report, is_protected};
@@ -38,7 +39,11 @@ fn daemons(report: &Report) -> String {
             &status.program,
             status.pid.to_string(),
             duration(status.uptime_seconds),
-            format!("AEAD by {}", status.aead),
+            format!(
+                "AEAD by {}; CPU has {}",
+                status.aead,
+                list(&status.cpu_features)
+            ),
         ),
         None => row(
             DATAPATH,
@@ -125,29 +130,54 @@ fn policies(status: &DatapathStatus, all: bool) -> String {
     if status.policies.is_empty() {
         return "No policies: no Geneve is protected\n".to_owned();
     }
-    let mut table = Table::new(&["GENEVE BETWEEN", "AND", "PROTECTED BY", "OUT", "IN"]);
+    let mut table = Table::new(&["GENEVE BETWEEN", "AND", "PROTECTED BY", "OUT", "IN", "ONLY"]);
     // What is blocked first, so that it is on the screen.
     let mut sorted: Vec<_> = status.policies.iter().collect();
     sorted.sort_by_key(|policy| is_protected(policy));
     let shown = if all { sorted.len() } else { ROWS };
     for policy in sorted.iter().take(shown) {
-        let inbound: Vec<_> = policy.inbound.iter().map(ToString::to_string).collect();
+        let (outbound, inbound) = match &policy.action {
+            Action::Protect { outbound, inbound } => (*outbound, &inbound[..]),
+            Action::Bypass | Action::Discard => (None, &[][..]),
+        };
+        let inbound: Vec<_> = inbound.iter().map(|sa| sa.spi.to_string()).collect();
         let inbound = match &inbound[..] {
             [] => "-".to_owned(),
             list if list.len() > 3 && !all => format!("{} and {} more", list[0], list.len() - 1),
             list => list.join(" "),
         };
         table.row([
-            policy.local.to_string(),
-            policy.remote.to_string(),
+            short(&policy.selector.local),
+            short(&policy.selector.remote),
             policy.protected_by.clone(),
-            policy
-                .outbound
-                .map_or("-".to_owned(), |spi| spi.to_string()),
+            outbound.map_or("-".to_owned(), |sa| sa.spi.to_string()),
             inbound,
+            only(&policy.selector),
         ]);
     }
     table.text() + &more(sorted.len(), shown, "policies")
+}
+
+/// What a policy asks for beside the addresses.
+fn only(selector: &Selector) -> String {
+    let mut parts = Vec::new();
+    match selector.geneve {
+        Geneve::Either => {}
+        Geneve::Local => parts.push("to us".to_owned()),
+        Geneve::Remote => parts.push("from us".to_owned()),
+    }
+    if !selector.vnis.is_empty() {
+        let ranges: Vec<_> = selector.vnis.iter().map(ToString::to_string).collect();
+        parts.push(format!("VNI {}", ranges.join(",")));
+    }
+    parts.join(", ")
+}
+
+fn list(words: &[String]) -> String {
+    if words.is_empty() {
+        return "nothing for them".to_owned();
+    }
+    words.join(" ")
 }
 
 fn sas(status: &DatapathStatus, all: bool) -> String {
@@ -161,6 +191,7 @@ fn sas(status: &DatapathStatus, all: bool) -> String {
         ">BYTES",
         ">SEQUENCE",
         ">WINDOW",
+        "STATE",
     ]);
     let shown = if all { status.sas.len() } else { ROWS };
     for sa in status.sas.iter().take(shown) {
@@ -179,9 +210,27 @@ fn sas(status: &DatapathStatus, all: bool) -> String {
             bytes(sa.bytes),
             sa.sequence.to_string(),
             window,
+            state(sa),
         ]);
     }
     table.text() + &more(status.sas.len(), shown, "SAs")
+}
+
+/// How an SA is: its life, and what went wrong under it.
+fn state(sa: &SaStatus) -> String {
+    let mut text = sa.state.clone();
+    for (count, what) in [
+        (sa.lost, "lost"),
+        (sa.replayed, "replayed"),
+        (sa.late, "late"),
+        (sa.failed, "forged"),
+    ] {
+        if count > 0 {
+            // Writing to a string does not fail.
+            let _ = write!(text, ", {count} {what}");
+        }
+    }
+    text
 }
 
 /// Both ends of an SA, with the ports if it is encapsulated in UDP.

@@ -3,9 +3,10 @@
 
 use std::fmt;
 
-use culvert_proto::sa::Cipher;
+use culvert_proto::sa::Algorithm;
+use subtle::ConstantTimeEq;
 
-use crate::ICV;
+use crate::MAX_ICV;
 
 /// Which implementation of the ciphers to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +61,11 @@ pub struct Aead(Inner);
 
 // A boxed context would cost a cache line and a miss per packet; an `Aead` lives in an SA, on the heap.
 enum Inner {
+    // RFC 4303 §1 [1-both, 1-integrity-only]: each of them is both in one; AES-GCM of no text is AES-GMAC.
     #[cfg(feature = "aws-lc")]
     AwsLc(aws_lc_rs::aead::LessSafeKey),
     Aes128(aes_gcm::Aes128Gcm),
+    Aes192(aes_gcm::AesGcm<aes_gcm::aes::Aes192, aes_gcm::aead::consts::U12>),
     Aes256(aes_gcm::Aes256Gcm),
     ChaCha(chacha20poly1305::ChaCha20Poly1305),
 }
@@ -72,32 +75,30 @@ impl Aead {
     ///
     /// # Errors
     /// [`Refused`] for a key whose length is not the cipher's.
-    pub fn new(backend: Backend, cipher: Cipher, key: &[u8]) -> Result<Self, Refused> {
+    pub fn new(backend: Backend, algorithm: Algorithm, key: &[u8]) -> Result<Self, Refused> {
         match backend {
             #[cfg(feature = "aws-lc")]
             Backend::AwsLc => {
                 use aws_lc_rs::aead;
-                let algorithm = match cipher {
-                    Cipher::Aes128Gcm16 => &aead::AES_128_GCM,
-                    Cipher::Aes256Gcm16 => &aead::AES_256_GCM,
-                    Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
+                let algorithm = match algorithm {
+                    Algorithm::Aes128Gcm => &aead::AES_128_GCM,
+                    Algorithm::Aes192Gcm => &aead::AES_192_GCM,
+                    Algorithm::Aes256Gcm => &aead::AES_256_GCM,
+                    Algorithm::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
                 };
                 let key = aead::UnboundKey::new(algorithm, key).map_err(|_| Refused)?;
                 Ok(Self(Inner::AwsLc(aead::LessSafeKey::new(key))))
             }
             Backend::RustCrypto => {
                 use aes_gcm::KeyInit;
-                Ok(Self(match cipher {
-                    Cipher::Aes128Gcm16 => {
-                        Inner::Aes128(aes_gcm::Aes128Gcm::new_from_slice(key).map_err(|_| Refused)?)
-                    }
-                    Cipher::Aes256Gcm16 => {
-                        Inner::Aes256(aes_gcm::Aes256Gcm::new_from_slice(key).map_err(|_| Refused)?)
-                    }
-                    Cipher::ChaCha20Poly1305 => Inner::ChaCha(
-                        chacha20poly1305::ChaCha20Poly1305::new_from_slice(key)
-                            .map_err(|_| Refused)?,
-                    ),
+                fn make<K: KeyInit>(key: &[u8]) -> Result<K, Refused> {
+                    K::new_from_slice(key).map_err(|_| Refused)
+                }
+                Ok(Self(match algorithm {
+                    Algorithm::Aes128Gcm => Inner::Aes128(make(key)?),
+                    Algorithm::Aes192Gcm => Inner::Aes192(make(key)?),
+                    Algorithm::Aes256Gcm => Inner::Aes256(make(key)?),
+                    Algorithm::ChaCha20Poly1305 => Inner::ChaCha(make(key)?),
                 }))
             }
         }
@@ -108,7 +109,12 @@ impl Aead {
     /// # Errors
     /// [`Refused`] if the cipher cannot take the length.
     #[inline]
-    pub fn seal(&self, nonce: [u8; 12], aad: &[u8], text: &mut [u8]) -> Result<[u8; ICV], Refused> {
+    pub fn seal(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+    ) -> Result<[u8; MAX_ICV], Refused> {
         match &self.0 {
             #[cfg(feature = "aws-lc")]
             Inner::AwsLc(key) => {
@@ -120,11 +126,13 @@ impl Aead {
                 icv.as_ref().try_into().map_err(|_| Refused)
             }
             Inner::Aes128(key) => portable_seal(key, nonce, aad, text),
+            Inner::Aes192(key) => portable_seal(key, nonce, aad, text),
             Inner::Aes256(key) => portable_seal(key, nonce, aad, text),
             Inner::ChaCha(key) => portable_seal(key, nonce, aad, text),
         }
     }
 
+    // RFC 4303 §3.4.4.1 [3.4.4.1-integrity-first]: it returns after both, and tells what came of both.
     /// Verifies and decrypts in place `text`, which ends with the ICV; the clear text is what comes
     /// before it.
     ///
@@ -142,9 +150,34 @@ impl Aead {
                     .map_err(|_| Refused)
             }
             Inner::Aes128(key) => portable_open(key, nonce, aad, text),
+            Inner::Aes192(key) => portable_open(key, nonce, aad, text),
             Inner::Aes256(key) => portable_open(key, nonce, aad, text),
             Inner::ChaCha(key) => portable_open(key, nonce, aad, text),
         }
+    }
+
+    // RFC 4303 §3.4.4.1 [3.4.4.1-integrity-first]: what is refused is ciphertext again.
+    /// As [`Aead::open`] for AES-GCM with an ICV of fewer bytes than the backends check: `text` is without it.
+    /// It takes three passes instead of one; sealing costs nothing more.
+    ///
+    /// # Errors
+    /// [`Refused`] if `icv` is not how that of the text begins; then the text is as it was.
+    pub fn open_shortened(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        icv: &[u8],
+    ) -> Result<(), Refused> {
+        // GCM encrypts by exclusive or with a stream that only key and nonce make: sealing the ciphertext gives
+        // the clear text, and sealing that again the ciphertext, with its ICV.
+        self.seal(nonce, aad, text)?;
+        let whole = self.seal(nonce, aad, text)?;
+        let begins = whole.get(..icv.len()).ok_or(Refused)?;
+        if !bool::from(begins.ct_eq(icv)) {
+            return Err(Refused);
+        }
+        self.seal(nonce, aad, text).map(|_| ())
     }
 }
 
@@ -159,7 +192,7 @@ fn portable_seal<K>(
     nonce: [u8; 12],
     aad: &[u8],
     text: &mut [u8],
-) -> Result<[u8; ICV], Refused>
+) -> Result<[u8; MAX_ICV], Refused>
 where
     K: aes_gcm::aead::AeadInOut<
             NonceSize = aes_gcm::aead::consts::U12,
@@ -178,7 +211,7 @@ where
             TagSize = aes_gcm::aead::consts::U16,
         >,
 {
-    let (text, icv) = text.split_last_chunk_mut::<ICV>().ok_or(Refused)?;
+    let (text, icv) = text.split_last_chunk_mut::<MAX_ICV>().ok_or(Refused)?;
     key.decrypt_inout_detached(&nonce.into(), aad, text.into(), &(*icv).into())
         .map_err(|_| Refused)
 }
@@ -188,12 +221,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const ALGORITHMS: [Algorithm; 4] = [
+        Algorithm::Aes128Gcm,
+        Algorithm::Aes192Gcm,
+        Algorithm::Aes256Gcm,
+        Algorithm::ChaCha20Poly1305,
+    ];
+
     #[test]
     fn a_key_of_another_length_is_refused() {
         for &backend in Backend::ALL {
-            for cipher in Cipher::ALL {
-                for length in [0, cipher.key_length() - 1, cipher.key_length() + 1] {
-                    assert!(Aead::new(backend, cipher, &vec![0; length]).is_err());
+            for algorithm in ALGORITHMS {
+                for length in [0, algorithm.key_length() - 1, algorithm.key_length() + 1] {
+                    assert!(Aead::new(backend, algorithm, &vec![0; length]).is_err());
                 }
             }
         }
@@ -205,11 +245,11 @@ mod tests {
             key in any::<[u8; 32]>(), nonce in any::<[u8; 12]>(), aad in any::<[u8; 12]>(),
             text in proptest::collection::vec(any::<u8>(), 0..2000), flip in any::<prop::sample::Index>(),
         ) {
-            for cipher in Cipher::ALL {
-                let key = &key[..cipher.key_length()];
+            for algorithm in ALGORITHMS {
+                let key = &key[..algorithm.key_length()];
                 let mut sealed: Vec<Vec<u8>> = Vec::new();
                 for &backend in Backend::ALL {
-                    let aead = Aead::new(backend, cipher, key).unwrap();
+                    let aead = Aead::new(backend, algorithm, key).unwrap();
                     let mut bytes = text.clone();
                     let icv = aead.seal(nonce, &aad, &mut bytes).unwrap();
                     bytes.extend(icv);
@@ -217,15 +257,39 @@ mod tests {
                 }
                 prop_assert!(sealed.iter().all(|bytes| *bytes == sealed[0]));
                 for &backend in Backend::ALL {
-                    let aead = Aead::new(backend, cipher, key).unwrap();
+                    let aead = Aead::new(backend, algorithm, key).unwrap();
                     let mut bytes = sealed[0].clone();
                     aead.open(nonce, &aad, &mut bytes).unwrap();
                     prop_assert_eq!(&bytes[..text.len()], &text[..]);
                     let mut bytes = sealed[0].clone();
                     let at = flip.index(bytes.len());
                     bytes[at] ^= 1;
+                    // RFC 4303 [1-both, 3.4.4.2-discarded]
                     prop_assert_eq!(aead.open(nonce, &aad, &mut bytes), Err(Refused));
                 }
+            }
+        }
+
+        #[test]
+        fn a_shortened_icv_is_checked_in_full(
+            key in any::<[u8; 32]>(), nonce in any::<[u8; 12]>(), aad in any::<[u8; 12]>(),
+            text in proptest::collection::vec(any::<u8>(), 0..500), flip in any::<prop::sample::Index>(),
+            length in prop::sample::select(vec![8_usize, 12]),
+        ) {
+            for &backend in Backend::ALL {
+                let aead = Aead::new(backend, Algorithm::Aes256Gcm, &key).unwrap();
+                let mut sealed = text.clone();
+                let icv = aead.seal(nonce, &aad, &mut sealed).unwrap();
+                let mut damaged = [&sealed[..], &icv[..length]].concat();
+                let at = flip.index(damaged.len());
+                damaged[at] ^= 1;
+                let (body, end) = damaged.split_at_mut(sealed.len());
+                let before = body.to_vec();
+                // RFC 4303 [3.4.4.1-integrity-first, 3.4.4.2-discarded]
+                prop_assert_eq!(aead.open_shortened(nonce, &aad, body, end), Err(Refused));
+                prop_assert_eq!(body, &before[..]);
+                aead.open_shortened(nonce, &aad, &mut sealed, &icv[..length]).unwrap();
+                prop_assert_eq!(&sealed, &text);
             }
         }
     }

@@ -5,22 +5,24 @@ use culvert_packet::headers::{Address, UDP};
 /// The checksum after a 16-bit word that it covers has changed from `before` to `after`
 /// (RFC 1624 §3, equation 3: HC' = ~(~HC + ~m + m')). A sum that was wrong stays wrong.
 #[must_use]
-pub(crate) fn update(checksum: u16, before: u16, after: u16) -> u16 {
-    !fold(u64::from(!checksum) + u64::from(!before) + u64::from(after))
+pub fn update(checksum: u16, before: u16, after: u16) -> u16 {
+    finish(u64::from(!checksum) + u64::from(!before) + u64::from(after))
 }
 
 /// UDP checksum over the IPv6 pseudo header and `datagram`, whose checksum field is zero.
 #[must_use]
-pub(crate) fn udp_v6(source: &Address, destination: &Address, datagram: &[u8]) -> u16 {
+pub fn udp_v6(source: &Address, destination: &Address, datagram: &[u8]) -> u16 {
     let pseudo = sum(source) + sum(destination) + datagram.len() as u64 + u64::from(UDP);
-    match !fold(pseudo + sum(datagram)) {
+    match finish(pseudo + sum(datagram)) {
         // RFC 768: zero says that there is no checksum, which IPv6 does not take.
         0 => 0xffff,
         checksum => checksum,
     }
 }
 
-fn sum(bytes: &[u8]) -> u64 {
+/// Sum of the 16-bit words of `bytes`, unfolded, so that sums can be added; an odd last byte counts high.
+#[must_use]
+pub fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<2>();
     let tail = rest.first().map_or(0, |last| u64::from(*last) << 8);
     words
@@ -30,15 +32,17 @@ fn sum(bytes: &[u8]) -> u64 {
         + tail
 }
 
+/// The checksum that belongs to a sum; zero if the sum covers a checksum that is right.
+#[must_use]
 #[expect(
     clippy::cast_possible_truncation,
     reason = "folded until 16 bits are left"
 )]
-fn fold(mut sum: u64) -> u16 {
+pub fn finish(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    sum as u16
+    !(sum as u16)
 }
 
 #[cfg(test)]
@@ -47,7 +51,7 @@ mod tests {
 
     /// Checksum of a whole header whose checksum field is zero.
     fn whole(header: &[u8]) -> u16 {
-        !fold(sum(header))
+        finish(sum(header))
     }
 
     #[test]

@@ -82,6 +82,7 @@ impl ReplayWindow {
         self.words[HIGHEST].load(Ordering::Relaxed)
     }
 
+    // RFC 4303 §3.4.3 [3.4.3-window, 3.4.3-check-moves-nothing, 2.2-capable]
     /// Whether a packet that carries `low` may be opened, and as which number. Changes nothing.
     ///
     /// # Errors
@@ -105,6 +106,7 @@ impl ReplayWindow {
         })
     }
 
+    // RFC 4303 [3.4.3-moves-after, 3.4.3-no-duplicate, A2.1-advance]
     /// Marks the number of a packet that authenticated. Only now the window moves
     /// (RFC 4303 §3.4.3: "MUST NOT … until the integrity check succeeds").
     ///
@@ -132,6 +134,7 @@ impl ReplayWindow {
         Ok(())
     }
 
+    // RFC 4303 [A2.2-high-half, 2.2.1-esn]
     /// RFC 4303 appendix A2.2: the high half that puts `low` into the window or, failing that, ahead of
     /// it. `None`: before the first number there is.
     #[inline]
@@ -180,138 +183,4 @@ impl ReplayWindow {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::HashSet;
-
-    fn window(size: u32, esn: bool) -> ReplayWindow {
-        ReplayWindow::new(Words::on_heap(words(size)), size, esn).unwrap()
-    }
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the wire carries the low half"
-    )]
-    fn receive(window: &ReplayWindow, sequence: u64) -> Result<(), DropReason> {
-        let token = window.check(sequence as u32)?;
-        // Authentication: the sender used `sequence`, and the ICV covers it.
-        if token.sequence() != sequence {
-            return Err(token.refusal());
-        }
-        window.commit(token)
-    }
-
-    #[test]
-    fn a_number_is_taken_once() {
-        let window = window(32, false);
-        assert_eq!(receive(&window, 0), Err(DropReason::TooOld));
-        assert_eq!(receive(&window, 1), Ok(()));
-        assert_eq!(receive(&window, 1), Err(DropReason::Replayed));
-        assert_eq!(receive(&window, 40), Ok(()));
-        assert_eq!(receive(&window, 8), Err(DropReason::TooOld));
-        assert_eq!(receive(&window, 9), Ok(()));
-        assert_eq!(receive(&window, 9), Err(DropReason::Replayed));
-    }
-
-    #[test]
-    fn the_check_alone_changes_nothing() {
-        let window = window(64, true);
-        for _ in 0..3 {
-            let _unused = window.check(77).unwrap();
-        }
-        assert_eq!(window.highest(), 0);
-        assert_eq!(receive(&window, 77), Ok(()));
-    }
-
-    #[test]
-    fn esn_crosses_the_edge() {
-        // RFC 4303 appendix A2.2, cases A and B.
-        let window = window(64, true);
-        window.words[HIGHEST].store((1 << 32) - 10, Ordering::Relaxed);
-        assert_eq!(receive(&window, (1 << 32) - 5), Ok(()));
-        assert_eq!(receive(&window, (1 << 32) + 3), Ok(()));
-        assert_eq!(receive(&window, (1 << 32) - 6), Ok(()));
-        assert_eq!(receive(&window, (1 << 32) - 5), Err(DropReason::Replayed));
-        assert_eq!(receive(&window, 1 << 32), Ok(()));
-        assert_eq!(window.highest(), (1 << 32) + 3);
-    }
-
-    #[test]
-    fn state_survives_its_user() {
-        let words = Words::on_heap(words(128));
-        let first = ReplayWindow::new(words.clone(), 128, true).unwrap();
-        assert_eq!(receive(&first, 5), Ok(()));
-        drop(first);
-        let second = ReplayWindow::new(words, 128, true).unwrap();
-        assert_eq!(receive(&second, 5), Err(DropReason::Replayed));
-    }
-
-    #[test]
-    fn threads_never_take_the_same_number_twice() {
-        let window = window(4096, true);
-        let taken: usize = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4)
-                .map(|_| {
-                    scope.spawn(|| {
-                        (1..20_000_u64)
-                            .filter(|sequence| receive(&window, *sequence).is_ok())
-                            .count()
-                    })
-                })
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .sum()
-        });
-        assert!(taken < 20_000);
-    }
-
-    /// The window as the RFC's text has it: a set and a right edge.
-    struct Oracle {
-        seen: HashSet<u64>,
-        highest: u64,
-        size: u64,
-    }
-
-    impl Oracle {
-        fn receive(&mut self, sequence: u64) -> Result<(), DropReason> {
-            if sequence == 0 || sequence + self.size <= self.highest {
-                return Err(DropReason::TooOld);
-            }
-            if !self.seen.insert(sequence) {
-                return Err(DropReason::Replayed);
-            }
-            self.highest = self.highest.max(sequence);
-            Ok(())
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(300))]
-        #[test]
-        fn agrees_with_a_naive_oracle(
-            size in 32_u32..=4096, esn in any::<bool>(), seed_edge in 0_u64..3,
-            steps in proptest::collection::vec((0_u8..10, 0_u64..6000), 1..600),
-        ) {
-            let window = window(size, esn);
-            let mut oracle = Oracle { seen: HashSet::new(), highest: 0, size: u64::from(size) };
-            if esn {
-                oracle.highest = (seed_edge << 32).saturating_sub(2500);
-                window.words[HIGHEST].store(oracle.highest, Ordering::Relaxed);
-            }
-            for (kind, distance) in steps {
-                let sequence = match kind {
-                    0..5 => oracle.highest + 1 + distance % 4,
-                    5..9 => oracle.highest.saturating_sub(distance % (u64::from(size) + 40)),
-                    _ => oracle.highest + distance,
-                };
-                let expected = oracle.receive(sequence);
-                let got = receive(&window, sequence);
-                prop_assert_eq!(got, expected, "sequence {} highest {}", sequence, oracle.highest);
-                prop_assert_eq!(window.highest(), oracle.highest);
-            }
-        }
-    }
-}
+mod tests;

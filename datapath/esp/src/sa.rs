@@ -3,9 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use culvert_packet::headers::{Address, mapped};
-use culvert_proto::sa::{Direction, REPLAY_WINDOW, SALT_LENGTH, SaId, SaSpec, UdpEncapsulation};
+use culvert_proto::sa::{
+    Cipher, Direction, REPLAY_WINDOW, SALT_LENGTH, SaId, SaSpec, UdpEncapsulation,
+};
 use culvert_state::Words;
-use culvert_state::layout::{inbound, outbound};
+use culvert_state::layout::{both, inbound, outbound};
 
 use crate::aead::{Aead, Backend};
 use crate::replay::ReplayWindow;
@@ -22,7 +24,7 @@ pub enum SaError {
         /// Which SA.
         id: SaId,
         /// Which cipher.
-        cipher: culvert_proto::sa::Cipher,
+        cipher: Cipher,
         /// Bytes given.
         got: usize,
         /// Bytes wanted.
@@ -71,6 +73,11 @@ pub(crate) struct Common {
     salt: [u8; SALT_LENGTH],
     pub(crate) spi: u32,
     esn: bool,
+    pub(crate) cipher: Cipher,
+    source: Address,
+    destination: Address,
+    hard: Budget,
+    pub(crate) state: Words,
 }
 
 /// Associated data of a packet: SPI and sequence number, 12 bytes with ESN, 8 without.
@@ -86,7 +93,7 @@ impl Aad {
 }
 
 impl Common {
-    fn new(spec: &SaSpec, backend: Backend) -> Result<Self, SaError> {
+    fn new(spec: &SaSpec, state: Words, backend: Backend) -> Result<Self, SaError> {
         let id = spec.id;
         if spec.source.is_ipv4() != id.destination.is_ipv4() {
             return Err(SaError::Family {
@@ -103,14 +110,22 @@ impl Common {
         };
         let (key, salt) = keymat.split_last_chunk().ok_or_else(wrong)?;
         Ok(Self {
-            aead: Aead::new(backend, spec.cipher, key).map_err(|_| wrong())?,
+            aead: Aead::new(backend, spec.cipher.algorithm(), key).map_err(|_| wrong())?,
             salt: *salt,
             spi: id.spi.get(),
             esn: spec.esn,
+            cipher: spec.cipher,
+            source: address(spec.source),
+            destination: address(id.destination),
+            hard: Budget {
+                packets: spec.lifetime.hard.packets.unwrap_or(u64::MAX),
+                bytes: spec.lifetime.hard.bytes.unwrap_or(u64::MAX),
+            },
+            state,
         })
     }
 
-    /// RFC 4106 §4, RFC 7634 §2: nonce = salt ‖ IV.
+    /// RFC 4106 §4, RFC 7634 §2: nonce = salt ‖ IV. RFC 8750 §4: an implicit IV is the sequence number.
     #[inline]
     pub(crate) fn nonce(&self, iv: [u8; 8]) -> [u8; 12] {
         let mut nonce = [0; 12];
@@ -119,6 +134,7 @@ impl Common {
         nonce
     }
 
+    // RFC 4303 [3.3.2.2-covered, 3.3.3-esn-halves]
     /// RFC 4106 §5, RFC 7634 §2.1: AAD = SPI ‖ sequence number, of 64 bits with ESN.
     #[inline]
     pub(crate) fn aad(&self, sequence: u64) -> Aad {
@@ -133,12 +149,94 @@ impl Common {
             Aad { bytes, length: 8 }
         }
     }
+
+    // RFC 4303 [1-integrity-only, 3.3.2.2-covered]
+    /// Calls `work` with all that AES-GMAC authenticates (RFC 4543 §3.3: SPI, sequence number, IV and the whole
+    /// payload in clear) and what comes behind it. `packet` has the ESP header at `esp` and the ICV at `icv`; it
+    /// is the same afterwards. With ESN, the SPI is moved away for that time to make room for the high half
+    /// of the number, so that the payload need not be copied.
+    #[inline]
+    pub(crate) fn authenticated<R>(
+        &self,
+        packet: &mut [u8],
+        esp: usize,
+        icv: usize,
+        sequence: u64,
+        work: impl FnOnce(&Aead, &[u8], &mut [u8]) -> R,
+    ) -> R {
+        let aad = self.aad(sequence);
+        let aad = aad.bytes();
+        // Never 0: an IP header comes before ESP.
+        let start = esp + crate::ESP_HEADER - aad.len();
+        let mut saved = [0; 12];
+        let saved = &mut saved[..aad.len()];
+        saved.copy_from_slice(&packet[start..esp + crate::ESP_HEADER]);
+        packet[start..esp + crate::ESP_HEADER].copy_from_slice(aad);
+        let (before, behind) = packet.split_at_mut(icv);
+        let result = work(&self.aead, &before[start..], behind);
+        packet[start..esp + crate::ESP_HEADER].copy_from_slice(saved);
+        result
+    }
+
+    /// Whether it is between these addresses.
+    #[inline]
+    fn is_between(&self, source: &Address, destination: &Address) -> bool {
+        self.source == *source && self.destination == *destination
+    }
+
+    /// What may still go under it. `now` is noted if this is its first use.
+    #[inline]
+    fn budget(&self, now: u64) -> Budget {
+        let read = |at: usize| self.state[at].load(Ordering::Relaxed);
+        if read(both::FIRST_USE) == 0 {
+            self.state[both::FIRST_USE].store(now.max(1), Ordering::Relaxed);
+        }
+        if read(both::STATE) == both::EXPIRED {
+            return Budget::default();
+        }
+        Budget {
+            packets: self.hard.packets.saturating_sub(read(both::PACKETS)),
+            bytes: self.hard.bytes.saturating_sub(read(both::BYTES)),
+        }
+    }
+
+    #[inline]
+    fn count(&self, packets: u64, bytes: u64) {
+        self.state[both::PACKETS].fetch_add(packets, Ordering::Relaxed);
+        self.state[both::BYTES].fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Common {
     fn drop(&mut self) {
         // The AEADs zeroise themselves.
         zeroize::Zeroize::zeroize(&mut self.salt);
+    }
+}
+
+/// What may still go under an SA before its hard lifetime. Several workers see the same: together they may go
+/// beyond it by a batch each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes. The packet that uses up the last of them goes whole, as with kernel xfrm.
+    pub bytes: u64,
+}
+
+impl Budget {
+    /// Whether a packet may go.
+    #[inline]
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        self.packets > 0 && self.bytes > 0
+    }
+
+    /// A packet of so many bytes went.
+    #[inline]
+    pub fn spend(&mut self, bytes: usize) {
+        self.packets = self.packets.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
     }
 }
 
@@ -155,8 +253,8 @@ fn direction(spec: &SaSpec, wanted: Direction) -> Result<(), SaError> {
 pub struct OutboundSa {
     pub(crate) common: Common,
     pub(crate) encapsulation: Option<UdpEncapsulation>,
+    pub(crate) tfc: usize,
     last: u64,
-    state: Words,
 }
 
 impl OutboundSa {
@@ -174,23 +272,37 @@ impl OutboundSa {
             });
         }
         Ok(Self {
-            common: Common::new(spec, backend)?,
+            common: Common::new(spec, state, backend)?,
             encapsulation: spec.encapsulation,
+            tfc: usize::from(spec.tfc),
             last: sequence::last(spec.esn),
-            state,
         })
+    }
+
+    /// Whether it is between these addresses.
+    #[inline]
+    #[must_use]
+    pub fn is_between(&self, source: &Address, destination: &Address) -> bool {
+        self.common.is_between(source, destination)
+    }
+
+    /// What may still go under it. `now`, in milliseconds, is noted if this is its first use.
+    #[inline]
+    #[must_use]
+    pub fn budget(&self, now: u64) -> Budget {
+        self.common.budget(now)
     }
 
     /// Leases `count` sequence numbers.
     #[inline]
     pub fn lease(&self, count: u32) -> Lease {
-        Lease::new(&self.state[outbound::LEASED], count, self.last)
+        Lease::new(&self.common.state[outbound::LEASED], count, self.last)
     }
 
     /// The highest number leased.
     #[must_use]
     pub fn leased(&self) -> u64 {
-        self.state[outbound::LEASED]
+        self.common.state[outbound::LEASED]
             .load(Ordering::Relaxed)
             .min(self.last)
     }
@@ -198,54 +310,47 @@ impl OutboundSa {
     /// Adds to the SA's totals.
     #[inline]
     pub fn count(&self, packets: u64, bytes: u64) {
-        self.state[outbound::PACKETS].fetch_add(packets, Ordering::Relaxed);
-        self.state[outbound::BYTES].fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Packets and bytes so far.
-    #[must_use]
-    pub fn totals(&self) -> (u64, u64) {
-        (
-            self.state[outbound::PACKETS].load(Ordering::Relaxed),
-            self.state[outbound::BYTES].load(Ordering::Relaxed),
-        )
+        self.common.count(packets, bytes);
     }
 
     /// How many bytes a packet grows by in front.
     #[must_use]
     pub fn front(&self) -> usize {
-        front(self.encapsulation)
+        front(self.common.cipher, self.encapsulation.is_some())
     }
-}
 
-/// Bytes between the IP header and the ciphertext.
-pub(crate) fn front(encapsulation: Option<UdpEncapsulation>) -> usize {
-    crate::ESP_HEADER
-        + crate::IV
-        + match encapsulation {
-            Some(_) => crate::UDP_HEADER,
-            None => 0,
+    /// From now on, sends to that UDP port: the peer behind NAT is there.
+    #[inline]
+    pub fn follow(&self, port: u16) {
+        if self
+            .encapsulation
+            .is_some_and(|ports| self.destination_port(ports) != port)
+        {
+            self.common.state[outbound::PORT].store(u64::from(port), Ordering::Relaxed);
         }
-}
+    }
 
-/// What may come out of an inbound SA: the selector of the policy that it serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Selector {
-    /// The peer's address.
-    pub remote: Address,
-    /// This host's address.
-    pub local: Address,
-}
+    /// The UDP port that `ports` or, since, the peer's moves say.
+    #[expect(clippy::cast_possible_truncation, reason = "only ports are stored")]
+    pub(crate) fn destination_port(&self, ports: UdpEncapsulation) -> u16 {
+        match self.common.state[outbound::PORT].load(Ordering::Relaxed) {
+            0 => ports.destination_port,
+            moved => moved as u16,
+        }
+    }
 
-impl Selector {
-    /// The selector of Geneve from `remote` to `local`.
+    /// Its state.
     #[must_use]
-    pub fn new(remote: std::net::IpAddr, local: std::net::IpAddr) -> Self {
-        Self {
-            remote: address(remote),
-            local: address(local),
-        }
+    pub fn state(&self) -> &Words {
+        &self.common.state
     }
+}
+
+// RFC 4303 §2.3 [2.3-alignment]: of ESP, 8 bytes and an IV of 8 or none; so the next layer begins at a multiple of 8.
+/// Bytes between the headers that stay and what is protected.
+pub(crate) fn front(cipher: Cipher, encapsulated: bool) -> usize {
+    let udp = if encapsulated { crate::UDP_HEADER } else { 0 };
+    udp + crate::ESP_HEADER + cipher.iv_length()
 }
 
 /// An IP address as packets are compared with it.
@@ -261,23 +366,16 @@ pub fn address(ip: std::net::IpAddr) -> Address {
 #[derive(Debug)]
 pub struct InboundSa {
     pub(crate) common: Common,
-    pub(crate) encapsulated: bool,
+    pub(crate) encapsulation: Option<UdpEncapsulation>,
     pub(crate) window: ReplayWindow,
-    pub(crate) selector: Selector,
-    state: Words,
 }
 
 impl InboundSa {
-    /// Compiles `spec`, of which packets of `selector` may come; `state` is its replay window.
+    /// Compiles `spec`; `state` is its replay window.
     ///
     /// # Errors
     /// What is wrong with the SA.
-    pub fn new(
-        spec: &SaSpec,
-        selector: Selector,
-        state: Words,
-        backend: Backend,
-    ) -> Result<Self, SaError> {
+    pub fn new(spec: &SaSpec, state: Words, backend: Backend) -> Result<Self, SaError> {
         direction(spec, Direction::In)?;
         if !REPLAY_WINDOW.contains(&spec.replay_window) {
             return Err(SaError::Window {
@@ -293,18 +391,24 @@ impl InboundSa {
             },
         )?;
         Ok(Self {
-            common: Common::new(spec, backend)?,
-            encapsulated: spec.encapsulation.is_some(),
+            common: Common::new(spec, state, backend)?,
+            encapsulation: spec.encapsulation,
             window,
-            selector,
-            state,
         })
     }
 
-    /// What may come out of it.
+    /// What may still come under it. `now`, in milliseconds, is noted if this is its first use.
+    #[inline]
     #[must_use]
-    pub fn selector(&self) -> Selector {
-        self.selector
+    pub fn budget(&self, now: u64) -> Budget {
+        self.common.budget(now)
+    }
+
+    /// Whether it is between these addresses.
+    #[inline]
+    #[must_use]
+    pub fn is_between(&self, source: &Address, destination: &Address) -> bool {
+        self.common.is_between(source, destination)
     }
 
     /// The highest sequence number authenticated.
@@ -315,17 +419,81 @@ impl InboundSa {
 
     /// Adds to the SA's totals.
     #[inline]
-    pub fn count(&self, packets: u64, bytes: u64) {
-        self.state[inbound::PACKETS].fetch_add(packets, Ordering::Relaxed);
-        self.state[inbound::BYTES].fetch_add(bytes, Ordering::Relaxed);
+    pub fn count(&self, counts: &Counts) {
+        if counts.packets > 0 {
+            self.common.count(counts.packets, counts.bytes);
+        }
+        let rare = [
+            (inbound::AUTHENTICATED, counts.authenticated),
+            (inbound::REPLAYED, counts.replayed),
+            (inbound::LATE, counts.late),
+            (inbound::FAILED, counts.failed),
+        ];
+        for (at, count) in rare {
+            if count > 0 {
+                self.common.state[at].fetch_add(count, Ordering::Relaxed);
+            }
+        }
     }
 
-    /// Packets and bytes so far.
-    #[must_use]
-    pub fn totals(&self) -> (u64, u64) {
-        (
-            self.state[inbound::PACKETS].load(Ordering::Relaxed),
-            self.state[inbound::BYTES].load(Ordering::Relaxed),
-        )
+    /// Notes where a packet came from that came in UDP, if it is the newest: what was held back on the way says nothing
+    /// of where the peer is. Says whether it is. (RFC 7296 §2.23; only what authenticated may say so.)
+    #[inline]
+    pub fn sent_from(&self, sequence: u64, source: &Address, port: u16) -> bool {
+        let Some(ports) = self.encapsulation else {
+            return false;
+        };
+        if sequence < self.highest() {
+            return false;
+        }
+        let state = &self.common.state;
+        let known = match state[inbound::PORT].load(Ordering::Relaxed) {
+            0 => (u64::from(ports.source_port), self.common.source),
+            moved => (moved, self.moved_to()),
+        };
+        if known != (u64::from(port), *source) {
+            let [high, low] = [&source[..8], &source[8..]].map(|half| {
+                let mut word = [0; 8];
+                word.copy_from_slice(half);
+                u64::from_be_bytes(word)
+            });
+            state[inbound::ADDRESS].store(high, Ordering::Relaxed);
+            state[inbound::ADDRESS + 1].store(low, Ordering::Relaxed);
+            state[inbound::PORT].store(u64::from(port), Ordering::Release);
+        }
+        true
     }
+
+    /// The address that goes with the port that a peer has moved to.
+    fn moved_to(&self) -> Address {
+        let mut address = [0; 16];
+        for (at, half) in address.chunks_exact_mut(8).enumerate() {
+            let word = self.common.state[inbound::ADDRESS + at].load(Ordering::Relaxed);
+            half.copy_from_slice(&word.to_be_bytes());
+        }
+        address
+    }
+
+    /// Its state.
+    #[must_use]
+    pub fn state(&self) -> &Words {
+        &self.common.state
+    }
+}
+
+/// What became of packets under an inbound SA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Packets opened.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that authenticated, also those that were dropped then.
+    pub authenticated: u64,
+    /// Packets received before.
+    pub replayed: u64,
+    /// Packets left of the window.
+    pub late: u64,
+    /// Packets that did not authenticate.
+    pub failed: u64,
 }

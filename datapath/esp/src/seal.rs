@@ -2,36 +2,76 @@
 //!
 //! ```text
 //!   before              Ethernet [VLAN] IP │ UDP Geneve …
-//!   after   Ethernet [VLAN] IP [UDP] ESP IV │ UDP Geneve … pad length next ICV
+//!   after   Ethernet [VLAN] IP [UDP] ESP IV │ UDP Geneve … [TFC] pad length next ICV
 //! ```
 //! The headers left of the bar move into the headroom; the payload stays where it is.
 
-use culvert_packet::headers::{self, Headers, UDP, Version};
+use culvert_packet::headers::{ESP, Headers, UDP, Version};
 use culvert_packet::reason::DropReason;
-use culvert_proto::sa::UdpEncapsulation;
 
 use crate::buffer::Frame;
 use crate::checksum;
 use crate::sa::OutboundSa;
 use crate::sequence::Sequence;
-use crate::{ESP_HEADER, ICV, IV, TRAILER, UDP_HEADER};
+use crate::{ESP_HEADER, TRAILER, UDP_HEADER};
 
-/// How long a packet becomes: from its IP header to the end of the ICV, in bytes.
+/// How a packet is to be sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    payload: usize,
+    /// TFC padding, padding and trailer.
+    behind: usize,
+    /// Padding.
+    pad: usize,
+    /// How long the packet becomes: from its IP header to the end of the ICV, in bytes.
+    pub length: usize,
+}
+
+// RFC 4303 §2.4 [2.4-icv-aligned]
+/// RFC 4303 §2.4: what is encrypted fills 4-byte words.
+const ALIGNMENT: usize = 4;
+
+/// Plans to seal a packet on a wire that takes IP packets of `mtu` bytes. It may become longer than that all the
+/// same; only TFC padding minds.
 #[must_use]
 #[inline]
-pub fn sealed_length(sa: &OutboundSa, headers: &Headers) -> usize {
-    let payload = headers.end - headers.transport;
-    headers.end - headers.ip + sa.front() + padding(payload) + TRAILER + ICV
+pub fn plan(sa: &OutboundSa, headers: &Headers, mtu: usize) -> Plan {
+    let payload = headers.end.saturating_sub(headers.inner);
+    // RFC 4303 §2.7 [2.7-tfc]
+    // RFC 4303 §2.7: TFC padding comes behind the payload, whose length the receiver reads in its UDP header.
+    let tfc = if sa.tfc > payload {
+        let most = most_payload(sa, headers.inner - headers.ip, mtu);
+        sa.tfc.min(most).saturating_sub(payload)
+    } else {
+        0
+    };
+    // RFC 4303 [2.4-icv-aligned, 2.4-not-for-tfc]: as much as that takes, and no more.
+    let pad = (payload + tfc + TRAILER).wrapping_neg() % ALIGNMENT;
+    let behind = tfc + pad + TRAILER;
+    Plan {
+        payload,
+        behind,
+        pad,
+        length: headers.end - headers.ip + sa.front() + behind + sa.common.cipher.icv_length(),
+    }
 }
 
-/// RFC 4303 §2.4: payload, padding and trailer fill 4-byte words.
-#[inline]
-fn padding(payload: usize) -> usize {
-    (payload + TRAILER).wrapping_neg() % 4
+/// The longest payload that fits IP packets of `mtu` bytes, behind `headers` bytes of IP header.
+fn most_payload(sa: &OutboundSa, headers: usize, mtu: usize) -> usize {
+    let around = headers + sa.front() + sa.common.cipher.icv_length();
+    (mtu.saturating_sub(around) / ALIGNMENT * ALIGNMENT).saturating_sub(TRAILER)
 }
 
-/// Seals the datagram of `frame`, whose `headers` are relative to the frame's start, under `sequence`.
-/// What stood behind the datagram (Ethernet padding) is cut off. Returns the clear payload's length.
+/// The longest IP packet with headers like these that fits IP packets of `mtu` bytes once it is sealed: the MTU
+/// that the host's stack has to keep to.
+#[must_use]
+pub fn clear_mtu(sa: &OutboundSa, headers: &Headers, mtu: usize) -> usize {
+    let before = headers.inner - headers.ip;
+    before + most_payload(sa, before, mtu)
+}
+
+/// Seals the datagram of `frame`, whose `headers` are relative to the frame's start, as `plan` says, under
+/// `sequence`. What stood behind the datagram (Ethernet padding) is cut off. Returns the clear payload's length.
 ///
 /// # Errors
 /// [`DropReason::TooLarge`] if the room before or behind the frame, or the IP length field, does not take
@@ -45,93 +85,99 @@ fn padding(payload: usize) -> usize {
 pub fn seal<F: Frame>(
     sa: &OutboundSa,
     sequence: Sequence,
+    plan: &Plan,
     headers: &Headers,
     frame: &mut F,
 ) -> Result<usize, DropReason> {
     let bounds = frame.bounds();
     let front = sa.front();
-    let payload = headers
-        .end
-        .checked_sub(headers.transport)
-        .ok_or(DropReason::Malformed)?;
-    let pad = padding(payload);
-
+    let cipher = sa.common.cipher;
+    if bounds.start + headers.end > bounds.end || headers.inner + plan.payload != headers.end {
+        return Err(DropReason::Malformed);
+    }
     let chunk = frame.chunk();
     let start = bounds
         .start
         .checked_sub(front)
         .ok_or(DropReason::TooLarge)?;
-    if bounds.start + headers.end > bounds.end {
-        return Err(DropReason::Malformed);
-    }
-    let text = bounds.start + headers.transport;
-    let trailer = text + payload;
-    let icv = trailer + pad + TRAILER;
-    let end = icv + ICV;
+    let end = start + headers.ip + plan.length;
     let packet = chunk.get_mut(start..end).ok_or(DropReason::TooLarge)?;
 
     // From here on, offsets count from the sealed frame's start.
-    packet.copy_within(front..front + headers.transport, 0);
-    grow_ip(packet, headers, end - start, sa.encapsulation)?;
+    // RFC 4303 §3.1.1 [3.1.1-after-ip-header, 3.1.1-after-extensions, 3.1.1-destination-options]
+    packet.copy_within(front..front + headers.inner, 0);
+    // RFC 4303 §2 [2-protocol-50]: ESP is 50, but for RFC 3948's encapsulation.
+    let protocol = match sa.encapsulation {
+        Some(_) => UDP,
+        None => ESP,
+    };
+    set_ip(
+        packet,
+        headers,
+        headers.inner_protocol_at,
+        plan.length,
+        protocol,
+    )?;
 
+    // RFC 4303 [2.2-always-present, 3.3.3-esn-halves]: the low half is in the header, always.
     let number = sequence.get();
-    // The IV is the extended sequence number: unique for the key, as RFC 4106 §3.1 asks.
+    // RFC 4303 §3.2.1 [3.2.1-synchronization]: each packet brings its IV, or its IV is its number.
+    // The IV is the extended sequence number: unique for the key, as RFC 4106 §3.1 asks, and what RFC 8750
+    // §4 says of an implicit one.
     let iv = number.to_be_bytes();
-    let mut esp = headers.transport;
+    let mut esp = headers.inner;
     if sa.encapsulation.is_some() {
         esp += UDP_HEADER;
     }
-    let low = &iv[4..];
+    let text = headers.inner + front;
     packet[esp..esp + 4].copy_from_slice(&sa.common.spi.to_be_bytes());
-    packet[esp + 4..esp + ESP_HEADER].copy_from_slice(low);
-    packet[esp + ESP_HEADER..esp + ESP_HEADER + IV].copy_from_slice(&iv);
+    packet[esp + 4..esp + ESP_HEADER].copy_from_slice(&iv[4..]);
+    packet[esp + ESP_HEADER..text].copy_from_slice(&iv[..cipher.iv_length()]);
 
-    // RFC 4303 §2.4: padding bytes are 1, 2, 3, …; §2.6: then their number and the next header.
-    let [text, trailer, icv] = [text, trailer, icv].map(|at| at - start);
+    // RFC 4303 [2.4-padding, 2.4-pad-bytes, 2.7-tfc-length]: what the datagram says of its length stays.
+    // RFC 4303 §2.4: padding bytes are 1, 2, 3, …; §2.6: then their number and the next header. TFC padding
+    // comes before.
+    let trailer = text + plan.payload;
+    let icv = trailer + plan.behind;
     let tail = &mut packet[trailer..icv];
-    tail[..pad].copy_from_slice(&[1, 2, 3][..pad]);
-    tail[pad] = pad.to_le_bytes()[0];
-    tail[pad + 1] = headers.protocol;
+    let (tfc, tail) = tail.split_at_mut(plan.behind - plan.pad - TRAILER);
+    tfc.fill(0);
+    tail[..plan.pad].copy_from_slice(&[1, 2, 3][..plan.pad]);
+    tail[plan.pad] = plan.pad.to_le_bytes()[0];
+    tail[plan.pad + 1] = headers.inner_protocol;
 
-    let tag = sa
-        .common
-        .aead
-        .seal(
-            sa.common.nonce(iv),
-            sa.common.aad(number).bytes(),
-            &mut packet[text..icv],
-        )
-        .map_err(|_| DropReason::SealFailed)?;
-    packet[icv..].copy_from_slice(&tag);
+    let nonce = sa.common.nonce(iv);
+    // RFC 4303 §1 [1-integrity-only]
+    let tag = if cipher.encrypts() {
+        let aad = sa.common.aad(number);
+        sa.common
+            .aead
+            .seal(nonce, aad.bytes(), &mut packet[text..icv])
+    } else {
+        sa.common
+            .authenticated(packet, esp, icv, number, |aead, clear, _| {
+                aead.seal(nonce, clear, &mut [])
+            })
+    };
+    let tag = tag.map_err(|_| DropReason::SealFailed)?;
+    packet[icv..].copy_from_slice(&tag[..cipher.icv_length()]);
 
     if let Some(ports) = sa.encapsulation {
-        encapsulate(&mut packet[headers.transport..], headers, ports);
+        let ports = [ports.source_port, sa.destination_port(ports)];
+        encapsulate(&mut packet[headers.inner..], headers, ports);
     }
     frame.set_bounds(start..end);
-    Ok(payload)
+    Ok(plan.payload)
 }
 
-/// Length and protocol of the IP header after sealing, and its checksum.
-#[inline]
-fn grow_ip(
-    packet: &mut [u8],
-    headers: &Headers,
-    length: usize,
-    encapsulation: Option<UdpEncapsulation>,
-) -> Result<(), DropReason> {
-    let protocol = match encapsulation {
-        Some(_) => UDP,
-        None => headers::ESP,
-    };
-    set_ip(packet, headers, length - headers.ip, protocol)
-}
-
-/// Writes the datagram's new `length` (from the IP header to its end) and `protocol`; all else that the IP
+// RFC 4303 §3.3 [3.3-header-retained]
+/// Writes the datagram's new `length` (from the IP header to its end) and `protocol` (at `protocol_at`); all else that the IP
 /// header says stays: DSCP, ECN, TTL, identification, flow label.
 #[inline]
 pub(crate) fn set_ip(
     packet: &mut [u8],
     headers: &Headers,
+    protocol_at: usize,
     length: usize,
     protocol: u8,
 ) -> Result<(), DropReason> {
@@ -156,17 +202,17 @@ pub(crate) fn set_ip(
         Version::V6 => {
             let length = u16::try_from(length - 40).map_err(|_| DropReason::TooLarge)?;
             packet[ip + 4..ip + 6].copy_from_slice(&length.to_be_bytes());
-            packet[headers.protocol_at] = protocol;
+            packet[protocol_at] = protocol;
         }
     }
     Ok(())
 }
 
 /// RFC 3948 §2.1: the UDP header in front of ESP. Its checksum is zero over IPv4, and computed over IPv6.
-fn encapsulate(datagram: &mut [u8], headers: &Headers, ports: UdpEncapsulation) {
+fn encapsulate(datagram: &mut [u8], headers: &Headers, ports: [u16; 2]) {
     let length = u16::try_from(datagram.len()).unwrap_or(u16::MAX);
-    datagram[0..2].copy_from_slice(&ports.source_port.to_be_bytes());
-    datagram[2..4].copy_from_slice(&ports.destination_port.to_be_bytes());
+    datagram[0..2].copy_from_slice(&ports[0].to_be_bytes());
+    datagram[2..4].copy_from_slice(&ports[1].to_be_bytes());
     datagram[4..6].copy_from_slice(&length.to_be_bytes());
     datagram[6..8].fill(0);
     if headers.version == Version::V6 {

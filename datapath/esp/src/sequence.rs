@@ -35,6 +35,7 @@ pub struct Lease {
 }
 
 impl Lease {
+    // RFC 4303 [2.2-new-sa-in-time, 3.3.3-no-cycle, 3.3.3-first-is-one]
     /// Leases the next `count` numbers up to and including `last`, the highest that the SA may use; fewer,
     /// or none, when it comes to its end.
     pub fn new(leased: &AtomicU64, count: u32, last: u64) -> Self {
@@ -49,6 +50,7 @@ impl Lease {
         }
     }
 
+    // RFC 4303 [2.2-increment, 2.2-capable]
     /// The next number of the lease, or `None` after the last.
     #[inline]
     pub fn take(&mut self) -> Option<Sequence> {
@@ -59,14 +61,11 @@ impl Lease {
     }
 }
 
-/// The last number that an SA may use. With ESN it is far enough from 2^64 that no lease gets there.
+/// The last number that an SA may use. With ESN it is the last one that [`crate::replay`] has a name for: more than
+/// ten years at ten million packets a second, and far enough from 2^64 that no lease gets there.
 #[must_use]
 pub const fn last(esn: bool) -> u64 {
-    if esn {
-        u64::MAX - (1 << 32)
-    } else {
-        u32::MAX as u64
-    }
+    if esn { (1 << 52) - 1 } else { u32::MAX as u64 }
 }
 
 #[cfg(test)]
@@ -77,6 +76,7 @@ mod tests {
 
     #[test]
     fn the_first_number_is_one() {
+        // RFC 4303 [3.3.3-first-is-one, 2.2-capable]
         // RFC 4303 §3.3.3: the first packet sent using a given SA has sequence number 1.
         let counter = AtomicU64::new(0);
         assert_eq!(
@@ -87,6 +87,7 @@ mod tests {
 
     #[test]
     fn without_esn_the_last_number_is_not_followed_by_zero() {
+        // RFC 4303 [2.2-new-sa-in-time, 3.3.3-no-cycle]
         // RFC 4303 §3.3.3: the sender must not let the sequence number cycle.
         let counter = AtomicU64::new(u64::from(u32::MAX) - 2);
         let mut lease = Lease::new(&counter, 64, last(false));
@@ -98,6 +99,7 @@ mod tests {
 
     #[test]
     fn threads_never_hold_the_same_number() {
+        // RFC 4303 §2.2 [2.2-increment]
         let counter = AtomicU64::new(0);
         let all: Vec<u64> = std::thread::scope(|scope| {
             let threads: Vec<_> = (1..=4_u32)

@@ -20,6 +20,10 @@ use crate::frame::{Frame, Pool};
 /// Magic number of a pcapng section header.
 const PCAPNG: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 
+/// Longest frame that a capture may have in it, as tcpdump's have; the crate's own 65,535 leave no room for Ethernet
+/// in front of the longest IP packets.
+const LONGEST: u32 = 262_144;
+
 /// The time of the packet under way: packets go through one at a time, so that each keeps its own.
 pub type Clock = Rc<Cell<Duration>>;
 
@@ -84,6 +88,7 @@ impl PcapPort {
         let header = PcapHeader {
             ts_resolution: TsResolution::NanoSecond,
             datalink: DataLink::ETHERNET,
+            snaplen: LONGEST,
             ..PcapHeader::default()
         };
         Ok(Self {
@@ -211,5 +216,36 @@ impl Port for PcapPort {
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// VLAN tags and the longest IPv6 packet.
+    #[test]
+    fn the_longest_frames_are_read_and_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("long.pcap");
+        let long = vec![7; 22 + 40 + 65_535];
+        let mut pool = Pool::on_heap(1, 66_000);
+        let clock = Clock::default();
+
+        let mut port = PcapPort::writing(&path, &clock).unwrap();
+        let mut frame = pool.take().unwrap();
+        frame.write(&long).unwrap();
+        port.queue(frame).unwrap();
+        port.flush(&mut pool);
+        port.finish().unwrap();
+
+        let mut port = PcapPort::reading(&path, &clock).unwrap();
+        let mut batch = Vec::new();
+        assert_eq!(port.receive(&mut pool, &mut batch, 1), 1);
+        assert_eq!(batch[0].bytes(), long);
+        for frame in batch {
+            pool.give(frame);
+        }
+        port.finish().unwrap();
     }
 }

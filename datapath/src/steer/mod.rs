@@ -12,15 +12,17 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, XskMap};
 use aya::{Ebpf, EbpfLoader, Pod};
-use culvert_packet::maps::{PeerKey, Settings, SpiKey};
+use culvert_packet::maps::{Clear, PeerKey, PrefixData, PrefixKey, Settings, SpiKey};
 use culvert_packet::reason::DropReason;
-use hashbrown::HashSet;
+use hashbrown::{HashMap as Wanted, HashSet};
 use log::info;
 use nix::net::if_::if_nametoindex;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use crate::guard::Guarded;
 use crate::settings::Xdp;
 
 /// What to attach where.
@@ -57,6 +59,8 @@ pub enum Role {
 pub struct Steering {
     spis: HashMap<MapData, SpiKey, u32>,
     peers: HashMap<MapData, PeerKey, u32>,
+    prefixes: LpmTrie<MapData, PrefixData, u32>,
+    settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, u64>,
     wire_sockets: XskMap<MapData>,
     host_sockets: XskMap<MapData>,
@@ -85,7 +89,14 @@ impl Steering {
         let mut settings: Array<_, Settings> = take(&mut programs, "SETTINGS")?;
         let host_port = if_nametoindex(config.host_outer.as_str())
             .with_context(|| format!("interface {}", config.host_outer))?;
-        settings.set(0, Settings { host_port }, 0)?;
+        let trie: LpmTrie<_, PrefixData, u32> = take(&mut programs, "PREFIXES")?;
+        // What a datapath before this one guards, stays guarded.
+        let prefixes = u32::from(trie.keys().next().is_some());
+        let egress = Settings {
+            host_port,
+            prefixes,
+        };
+        settings.set(0, egress, 0)?;
 
         let pins = &config.pins;
         let host = attach::xdp(&mut programs, "host", &config.host_inner, Xdp::Native, pins)?;
@@ -94,6 +105,8 @@ impl Steering {
         Ok(Self {
             spis: take(&mut programs, "SPIS")?,
             peers: take(&mut programs, "PEERS")?,
+            prefixes: trie,
+            settings,
             counters: take(&mut programs, "COUNTERS")?,
             wire_sockets: take(&mut programs, "WIRE_SOCKETS")?,
             host_sockets: take(&mut programs, "HOST_SOCKETS")?,
@@ -137,12 +150,42 @@ impl Steering {
             .with_context(|| format!("socket of queue {queue}"))
     }
 
-    /// Makes `peers` those that must be protected. What is new is added before what is old is removed.
+    /// Guards those peers, and no others. All that is new is added before anything that is old is removed, as a
+    /// prefix may take the place of hosts: what is in force may be what a datapath before this one has left.
     ///
     /// # Errors
-    /// The map is full.
-    pub fn set_peers(&mut self, peers: &HashSet<PeerKey>) -> Result<()> {
-        reconcile(&mut self.peers, peers).context("map of protected peers")
+    /// A map is full.
+    pub fn set_guarded(&mut self, guarded: &Guarded) -> Result<()> {
+        let key = |key: &PrefixKey| Key::new(key.length, key.data);
+        add(&mut self.peers, &guarded.hosts).context("map of guarded peers")?;
+        for (prefix, clear) in &guarded.prefixes {
+            self.prefixes
+                .insert(&key(prefix), *clear as u32, 0)
+                .context("map of guarded prefixes")?;
+        }
+        if !guarded.prefixes.is_empty() {
+            self.ask_prefixes(true)?;
+        }
+        remove_others(&mut self.peers, &guarded.hosts).context("map of guarded peers")?;
+        let present: Vec<_> = self.prefixes.keys().collect::<Result<_, _>>()?;
+        for old in present {
+            let prefix = PrefixKey {
+                length: old.prefix_len(),
+                data: old.data(),
+            };
+            if !guarded.prefixes.contains_key(&prefix) {
+                self.prefixes.remove(&old)?;
+            }
+        }
+        self.ask_prefixes(!guarded.prefixes.is_empty())
+    }
+
+    /// Whether the programs look into the map of prefixes.
+    fn ask_prefixes(&mut self, ask: bool) -> Result<()> {
+        let mut settings = self.settings.get(&0, 0)?;
+        settings.prefixes = u32::from(ask);
+        self.settings.set(0, settings, 0)?;
+        Ok(())
     }
 
     /// Makes `spis` those that the workers open.
@@ -150,7 +193,10 @@ impl Steering {
     /// # Errors
     /// The map is full.
     pub fn set_spis(&mut self, spis: &HashSet<SpiKey>) -> Result<()> {
-        reconcile(&mut self.spis, spis).context("map of SPIs")
+        let spis = spis.iter().map(|spi| (*spi, Clear::Drop)).collect();
+        add(&mut self.spis, &spis)
+            .and_then(|()| remove_others(&mut self.spis, &spis))
+            .context("map of SPIs")
     }
 
     /// Packets that the programs dropped since they were first loaded, by [`DropReason::index`].
@@ -176,15 +222,27 @@ where
     M::try_from(map).with_context(|| format!("eBPF map {name}"))
 }
 
-fn reconcile<K: Pod + Eq + std::hash::Hash>(
+/// Adds to a map what of `wanted` it does not have.
+fn add<K: Pod + Eq + std::hash::Hash>(
     map: &mut HashMap<MapData, K, u32>,
-    wanted: &HashSet<K>,
+    wanted: &Wanted<K, Clear>,
 ) -> Result<()> {
-    let present: HashSet<K> = map.keys().collect::<Result<_, _>>()?;
-    for key in wanted.difference(&present) {
-        map.insert(key, 0, 0)?;
+    let present: Wanted<K, u32> = map.iter().collect::<Result<_, _>>()?;
+    for (key, clear) in wanted {
+        if present.get(key) != Some(&(*clear as u32)) {
+            map.insert(key, *clear as u32, 0)?;
+        }
     }
-    for key in present.difference(wanted) {
+    Ok(())
+}
+
+/// Removes from a map what is not `wanted`.
+fn remove_others<K: Pod + Eq + std::hash::Hash>(
+    map: &mut HashMap<MapData, K, u32>,
+    wanted: &Wanted<K, Clear>,
+) -> Result<()> {
+    let present: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    for key in present.iter().filter(|key| !wanted.contains_key(*key)) {
         map.remove(key)?;
     }
     Ok(())

@@ -9,8 +9,8 @@ use aya::maps::MapInfo;
 use aya_obj::{Map, Object};
 use log::info;
 
-/// The map that says whom to protect: never made anew behind the back of programs that use it.
-const POLICY: &str = "PEERS";
+/// The maps that say whom to protect: never made anew behind the back of programs that use them.
+const POLICY: [&str; 2] = ["PEERS", "PREFIXES"];
 
 /// Makes room for the maps of `programs` in `folder`: pins of another shape, which another release made, are
 /// removed. Programs that are attached keep theirs, and protect by them, until they are replaced.
@@ -28,7 +28,7 @@ pub(super) fn prepare(programs: &[u8], folder: &Path) -> Result<()> {
         if fits(map, &found, name)? {
             continue;
         }
-        if name == POLICY {
+        if POLICY.contains(&name.as_str()) {
             bail!(
                 "{} is of another release; the programs that use it go on protecting. \
                  `culvert-datapath --remove` clears them, and Geneve is in clear until the next start",
@@ -45,7 +45,7 @@ fn fits(map: &Map, found: &MapInfo, name: &str) -> Result<bool> {
     let sizes = (found.key_size(), found.value_size()) == (map.key_size(), map.value_size());
     let alike = found.map_type()? as u32 == map.map_type() && sizes;
     // Fewer peers than this release takes are no reason to stop.
-    Ok(alike && (name == POLICY || found.max_entries() == map.max_entries()))
+    Ok(alike && (POLICY.contains(&name) || found.max_entries() == map.max_entries()))
 }
 
 /// Removes the pins of `programs`' maps, and `folder` if nothing else is in it.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use culvert_datapath::frame::Pool;
 use culvert_datapath::port::memory::MemoryPort;
 use culvert_datapath::tables::Database;
-use culvert_datapath::worker::{Handle, Worker};
+use culvert_datapath::worker::{Handle, Mtu, Worker};
 use culvert_esp::Backend;
 use culvert_proto::message::Update;
 use culvert_proto::sa::{
-    Cipher, Direction, Keymat, PolicySpec, SaId, SaSpec, Spi, StateRef, UdpEncapsulation,
+    Action, Cipher, Direction, Keymat, Lifetime, PolicySpec, SaId, SaSpec, Selector, Spi, StateRef,
+    UdpEncapsulation,
 };
 use culvert_state::Words;
 use culvert_state::layout::{inbound, outbound};
@@ -20,6 +21,7 @@ pub(crate) const B4: &str = "192.0.2.2";
 pub(crate) const A6: &str = "2001:db8::1";
 pub(crate) const B6: &str = "2001:db8::2";
 pub(crate) const MTU: usize = 1500;
+pub(crate) const HOST_MTU: usize = 3498;
 
 pub(crate) type MemoryWorker = Worker<MemoryPort, MemoryPort>;
 
@@ -88,7 +90,10 @@ fn sa(kind: Kind, direction: Direction, spi: u32, source: IpAddr, destination: I
         encapsulation: kind.encapsulated.then_some(UdpEncapsulation {
             source_port: 4500,
             destination_port: 4500,
+            keepalive: 0,
         }),
+        tfc: 0,
+        lifetime: Lifetime::default(),
         state: StateRef {
             offset: 0,
             words: words.try_into().unwrap(),
@@ -105,18 +110,21 @@ pub(crate) fn update(kind: Kind, mirrored: bool) -> Update {
     } else {
         (SPI_AB, SPI_BA)
     };
+    let (out, into) = (
+        sa(kind, Direction::Out, out, local, remote),
+        sa(kind, Direction::In, into, remote, local),
+    );
     Update {
         reset: true,
-        add_sas: vec![
-            sa(kind, Direction::Out, out, local, remote),
-            sa(kind, Direction::In, into, remote, local),
-        ],
         add_policies: vec![PolicySpec {
-            local,
-            remote,
-            outbound: Some(Spi::new(out).unwrap()),
-            inbound: vec![Spi::new(into).unwrap()],
+            selector: Selector::hosts(local, remote),
+            order: 0,
+            action: Action::Protect {
+                outbound: Some(out.id),
+                inbound: vec![into.id],
+            },
         }],
+        add_sas: vec![out, into],
         ..Update::default()
     }
 }
@@ -134,46 +142,92 @@ pub(crate) fn worker_with(update: Update) -> (MemoryWorker, Handle) {
     let database = Database::new(Backend::default())
         .updated(update, heap_words)
         .unwrap();
-    let pool = Pool::on_heap(256, 4096);
+    let (worker, handle) = worker_without_tables();
+    handle.publish(Arc::new(database.snapshot()));
+    (worker, handle)
+}
+
+/// As [`worker_with`], on a wire that takes any frame.
+pub(crate) fn wide_worker(update: Update) -> (MemoryWorker, Handle) {
+    let database = Database::new(Backend::default())
+        .updated(update, heap_words)
+        .unwrap();
+    let mtu = Mtu {
+        wire: 9000,
+        host: 9000,
+    };
     let (worker, handle) = Worker::new(
         vec![MemoryPort::default()],
         MemoryPort::default(),
-        MTU,
-        pool,
+        mtu,
+        Pool::on_heap(256, 9216),
     )
     .unwrap();
     handle.publish(Arc::new(database.snapshot()));
     (worker, handle)
 }
 
-/// Sends `frame` in at the host side; what comes out at the wire.
-pub(crate) fn through_outbound(worker: &mut MemoryWorker, frame: &[u8]) -> Option<Vec<u8>> {
-    let (_, host, pool) = worker.parts();
+pub(crate) fn worker_without_tables() -> (MemoryWorker, Handle) {
+    Worker::new(
+        vec![MemoryPort::default()],
+        MemoryPort::default(),
+        Mtu {
+            wire: MTU,
+            host: HOST_MTU,
+        },
+        Pool::on_heap(256, 4096),
+    )
+    .unwrap()
+}
+
+/// What came out of a worker for what went in.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Out {
+    pub(crate) wire: Vec<Vec<u8>>,
+    pub(crate) host: Vec<Vec<u8>>,
+}
+
+/// A turn of the worker with `frame` at one side.
+pub(crate) fn turn(worker: &mut MemoryWorker, from_host: bool, frame: &[u8]) -> Out {
+    let (wire, host, pool) = worker.parts();
     let mut f = pool.take().unwrap();
     f.write(frame).unwrap();
-    host.arriving.push_back(f);
+    let arriving = if from_host {
+        &mut host.arriving
+    } else {
+        &mut wire[0].arriving
+    };
+    arriving.push_back(f);
     worker.turn();
-    let (wire, _, pool) = worker.parts();
-    wire[0].sent.pop_front().map(|frame| {
-        let bytes = frame.bytes().to_vec();
-        pool.give(frame);
-        bytes
-    })
+    let (wire, host, pool) = worker.parts();
+    let mut take = |frames: &mut std::collections::VecDeque<_>| {
+        let taken = frames.drain(..);
+        taken
+            .map(|frame: culvert_datapath::frame::Frame| {
+                let bytes = frame.bytes().to_vec();
+                pool.give(frame);
+                bytes
+            })
+            .collect()
+    };
+    Out {
+        wire: take(&mut wire[0].sent),
+        host: take(&mut host.sent),
+    }
+}
+
+/// Sends `frame` in at the host side; what comes out at the wire.
+pub(crate) fn through_outbound(worker: &mut MemoryWorker, frame: &[u8]) -> Option<Vec<u8>> {
+    let mut out = turn(worker, true, frame).wire;
+    assert!(out.len() <= 1, "{out:?}");
+    out.pop()
 }
 
 /// Sends `frame` in at the wire side; what comes out at the host.
 pub(crate) fn through_inbound(worker: &mut MemoryWorker, frame: &[u8]) -> Option<Vec<u8>> {
-    let (wire, _, pool) = worker.parts();
-    let mut f = pool.take().unwrap();
-    f.write(frame).unwrap();
-    wire[0].arriving.push_back(f);
-    worker.turn();
-    let (_, host, pool) = worker.parts();
-    host.sent.pop_front().map(|frame| {
-        let bytes = frame.bytes().to_vec();
-        pool.give(frame);
-        bytes
-    })
+    let mut out = turn(worker, false, frame).host;
+    assert!(out.len() <= 1, "{out:?}");
+    out.pop()
 }
 
 /// An Ethernet frame with Geneve from a to b, `payload` bytes behind the UDP header, and `vlans` tags.
@@ -208,7 +262,10 @@ pub(crate) fn geneve(kind: Kind, payload: usize, vlans: usize) -> Vec<u8> {
     frame.extend(6081_u16.to_be_bytes());
     frame.extend(udp_length.to_be_bytes());
     frame.extend([0, 0]);
-    frame.extend((0..payload).map(|at| u8::try_from(at % 251).unwrap()));
+    // Geneve, Ethernet inside, VNI 77.
+    let header = [0, 0, 0x65, 0x58, 0, 0, 77, 0];
+    frame.extend(&header[..payload.min(8)]);
+    frame.extend((8..payload).map(|at| u8::try_from(at % 251).unwrap()));
     frame
 }
 

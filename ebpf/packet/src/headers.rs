@@ -11,6 +11,8 @@ pub const ETH_VLAN: [u16; 2] = [0x8100, 0x88a8];
 pub const UDP: u8 = 17;
 /// IP protocol ESP (RFC 4303).
 pub const ESP: u8 = 50;
+/// IPv6 destination options (RFC 8200 §4.6), as a protocol number.
+pub const DESTINATION_OPTIONS: u8 = 60;
 /// UDP port of Geneve (RFC 8926).
 pub const GENEVE_PORT: u16 = 6081;
 /// UDP port of ESP in UDP, shared with IKE (RFC 3948).
@@ -71,6 +73,13 @@ pub struct Headers {
     pub transport: usize,
     /// IP protocol number of what stands at [`Headers::transport`].
     pub protocol: u8,
+    /// Offset at which an ESP header goes in (RFC 4303 §3.1.1): behind what is read on the way, before
+    /// destination options that concern the receiver alone. [`Headers::transport`], but for such options.
+    pub inner: usize,
+    /// Offset of the byte that names [`Headers::inner_protocol`].
+    pub inner_protocol_at: usize,
+    /// IP protocol number of what stands at [`Headers::inner`].
+    pub inner_protocol: u8,
     /// Where the datagram ends by its IP header, from the frame's start; Ethernet padding comes after.
     pub end: usize,
     /// Fragmentation.
@@ -97,6 +106,15 @@ pub const fn mapped(v4: [u8; 4]) -> Address {
     [
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
     ]
+}
+
+/// Whether an address is an IPv4 address, mapped.
+#[inline(always)]
+#[must_use]
+pub fn is_mapped(address: &Address) -> bool {
+    let [zeros @ .., _, _, _, _] = mapped([0; 4]);
+    let [start @ .., _, _, _, _] = *address;
+    start == zeros
 }
 
 /// Walks the headers of an Ethernet frame up to the transport header.
@@ -164,6 +182,10 @@ fn walk_v4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
         protocol_at: ip + 9,
         transport: ip + header_length,
         protocol: header[9],
+        // RFC 4303 §3.1.1 [3.1.1-after-ip-header]
+        inner: ip + header_length,
+        inner_protocol_at: ip + 9,
+        inner_protocol: header[9],
         end: ip + total,
         fragment,
         source: mapped([header[12], header[13], header[14], header[15]]),
@@ -176,7 +198,8 @@ fn walk_v6<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
     let start: [u8; 8] = packet.read(ip).ok_or(Stop::Malformed)?;
     let source: [u8; 16] = packet.read(ip + 8).ok_or(Stop::Malformed)?;
     let destination: [u8; 16] = packet.read(ip + 24).ok_or(Stop::Malformed)?;
-    if start[0] >> 4 != 6 {
+    // RFC 4291 §2.5.5.2: IPv4-mapped addresses are no node's on a wire; here they stand for IPv4.
+    if start[0] >> 4 != 6 || is_mapped(&source) || is_mapped(&destination) {
         return Err(Stop::Malformed);
     }
     let mut headers = Headers {
@@ -185,19 +208,24 @@ fn walk_v6<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
         protocol_at: ip + 6,
         transport: ip + 40,
         protocol: start[6],
+        inner: ip + 40,
+        inner_protocol_at: ip + 6,
+        inner_protocol: start[6],
         end: ip + 40 + usize::from(u16::from_be_bytes([start[4], start[5]])),
         fragment: Fragment::Whole,
         source,
         destination,
     };
     for _ in 0..EXTENSION_HEADERS {
+        let options_for_the_receiver = headers.protocol == DESTINATION_OPTIONS;
         let length = match headers.protocol {
             // Hop-by-hop options, routing, destination options: RFC 8200 §4.
-            0 | 43 | 60 => {
+            0 | 43 | DESTINATION_OPTIONS => {
                 let header: [u8; 2] = packet.read(headers.transport).ok_or(Stop::Malformed)?;
                 headers.protocol = header[0];
                 (usize::from(header[1]) + 1) * 8
             }
+            // RFC 4303 §3.3.4 [3.3.4-ipv6-fragment-header]
             // Fragment header: RFC 8200 §4.5.
             44 => {
                 let header: [u8; 8] = packet.read(headers.transport).ok_or(Stop::Malformed)?;
@@ -217,6 +245,13 @@ fn walk_v6<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
         headers.transport += length;
         if headers.transport > HEADERS_END {
             return Err(Stop::Malformed);
+        }
+        // RFC 4303 §3.1.1 [3.1.1-after-extensions, 3.1.1-destination-options]
+        // Destination options before a routing header are read on the way: it moves the place behind both.
+        if !options_for_the_receiver {
+            headers.inner = headers.transport;
+            headers.inner_protocol_at = headers.protocol_at;
+            headers.inner_protocol = headers.protocol;
         }
         if matches!(headers.fragment, Fragment::Later(_)) {
             return Ok(headers);
@@ -240,6 +275,8 @@ pub enum Kind {
     EspInUdp(u32),
     /// UDP with 6081 as source or destination port.
     Geneve,
+    /// A keepalive of ESP in UDP (RFC 3948 §2.3).
+    NatKeepalive,
     /// UDP of another port, whole or a first fragment.
     OtherUdp,
     /// A fragment after the first: its ports are unknown.
@@ -276,7 +313,11 @@ pub fn classify<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Kind {
             // port, as a NAT may have moved the other one.
             if destination == NAT_T_PORT || source == NAT_T_PORT {
                 if length <= 8 + 4 {
-                    return Kind::OtherUdp;
+                    // With its UDP header: alone, the byte is something that the verifier cannot follow.
+                    return match packet.read::<9>(headers.transport) {
+                        Some([.., 0xff]) if length == 8 + 1 => Kind::NatKeepalive,
+                        _ => Kind::OtherUdp,
+                    };
                 }
                 if let Some(marker) = packet.read(headers.transport + 8) {
                     let spi = u32::from_be_bytes(marker);

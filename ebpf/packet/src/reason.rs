@@ -32,6 +32,7 @@ reasons! {
     // In the eBPF programs.
     PlaintextFromPeer, "plaintext_from_peer", "Geneve in clear arrived from a peer that must be protected";
     MalformedFromPeer, "malformed_from_peer", "headers from a protected peer that cannot be walked to the transport header";
+    NatKeepalive, "nat_keepalive", "a keepalive of a peer behind NAT (RFC 3948 section 2.3): it has done its work on the way";
     NoSocket, "no_socket", "for Culvert, but no worker has a socket on the queue: the datapath is down or starting";
     EgressNoHostPort, "egress_no_host_port", "Geneve to a protected peer, but there is no host port to give it to";
     EgressFragment, "egress_fragment", "a later IP fragment to a protected peer whose first fragment was not seen to be other than Geneve";
@@ -40,13 +41,20 @@ reasons! {
     RxOverflow, "rx_overflow", "the worker was too slow: no free frame, or its RX ring was full";
     // In the worker, both directions.
     Malformed, "malformed", "IP headers cut off or contradicting the frame's length";
-    Fragmented, "fragmented", "an IP fragment where ESP needs the whole datagram (RFC 4303 section 3.3.4); lower the Geneve device's MTU";
+    FragmentMalformed, "fragment_malformed", "IP fragments whose length, offset, end, header checksum or ECN marks contradict themselves or each other";
+    FragmentOverlap, "fragment_overlap", "IP fragments of one datagram that overlap without being the same (RFC 5722), or that belong to such a datagram";
+    FragmentDuplicate, "fragment_duplicate", "an IP fragment that had come before; its datagram goes on";
+    FragmentTooLarge, "fragment_too_large", "IP fragments of a datagram longer than a frame takes; lower the Geneve device's MTU";
+    FragmentIncomplete, "fragment_incomplete", "IP fragments whose datagram did not become whole in time, or had to make room";
     NotOurs, "not_ours", "neither Geneve from the host nor ESP from the wire";
     // Outbound.
     NoPolicy, "no_policy", "Geneve from the host that no policy covers";
-    NoSa, "no_sa", "the policy says protect, but there is no outbound SA";
+    NoSa, "no_sa", "the policy says protect, but there is no outbound SA between these addresses";
+    PolicyDiscard, "policy_discard", "the policy says discard";
+    SaExpired, "sa_expired", "the SA has reached its hard lifetime: it must be rekeyed";
     SequenceExhausted, "sequence_exhausted", "the SA has used all its sequence numbers: it must be rekeyed";
-    TooLarge, "too_large", "no room for the ESP header and trailer in the frame or the IP length field; lower the Geneve device's MTU";
+    NoFrame, "no_frame", "no free frame for the fragments of a sealed packet";
+    TooLarge, "too_large", "longer than the next port takes, sealed or opened, and not to be fragmented; who sent it here was told the MTU that fits";
     SealFailed, "seal_failed", "the AEAD refused to seal";
     // Inbound, in the order of RFC 4303 section 3.4.
     Truncated, "truncated", "shorter than an ESP header, IV, trailer and ICV";
@@ -58,7 +66,7 @@ reasons! {
     AuthenticationFailed, "authentication_failed", "the ICV is wrong: forged, damaged, or sealed under another key";
     BadPad, "bad_pad", "the padding is longer than the payload or not 1, 2, 3, …";
     Dummy, "dummy", "a dummy packet (next header 59), dropped as RFC 4303 section 2.6 wants";
-    PolicyMismatch, "policy_mismatch", "what came out of the SA is not what its policy lets in";
+    PolicyMismatch, "policy_mismatch", "what came out of the SA is not between its ends, or not what its policy lets in";
     // Sending.
     TxRingFull, "tx_ring_full", "the port's TX ring was full";
     TxRejected, "tx_rejected", "the kernel refused the descriptor, as for a frame above the device's MTU";

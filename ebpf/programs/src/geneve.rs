@@ -8,7 +8,9 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
     BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC,
 };
-use aya_ebpf::helpers::{bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh};
+use aya_ebpf::helpers::{
+    bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect, bpf_redirect_neigh,
+};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::Array;
 use aya_ebpf::programs::TcContext;
@@ -79,7 +81,13 @@ fn v4_header(settings: &GeneveSettings, length: u16) -> [u8; 20] {
     let mut header = [0; 20];
     header[0] = 0x45;
     header[2..4].copy_from_slice(&length.to_be_bytes());
-    header[6] = 0x40; // do not fragment
+    if settings.fragmentable == 0 {
+        header[6] = 0x40; // do not fragment
+    } else {
+        // SAFETY: the helper takes nothing.
+        let identification = unsafe { bpf_get_prandom_u32() } as u16;
+        header[4..6].copy_from_slice(&identification.to_be_bytes());
+    }
     header[8] = 64;
     header[9] = UDP;
     header[12..16].copy_from_slice(&settings.local[12..]);

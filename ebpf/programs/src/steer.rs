@@ -6,24 +6,35 @@
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{classifier, map, xdp};
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, XskMap};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use culvert_ebpf_programs::{Tc, Xdp};
-use culvert_packet::headers::{self, Fragment, Headers, Kind, Stop, UDP, Version};
-use culvert_packet::maps::{FragmentKey, PeerKey, Settings, SpiKey};
+use culvert_packet::headers::{self, Address, ESP, Fragment, Headers, Kind, Stop, UDP, Version};
+use culvert_packet::maps::{
+    Clear, FragmentKey, Fragments, PeerKey, PrefixData, PrefixKey, Settings, SpiKey,
+};
 use culvert_packet::reason::DropReason;
 
 /// SPIs that workers open. The value has no meaning.
 #[map]
 static SPIS: HashMap<SpiKey, u32> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
 
-/// Peers that Geneve must not go to, nor come from, in clear. The value has no meaning.
+/// Peers that Geneve must not go to, nor come from, in clear but by the workers. The value is a [`Clear`].
 #[map]
 static PEERS: HashMap<PeerKey, u32> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
 
-/// Datagrams to peers whose first fragment was seen not to be Geneve. The value has no meaning.
+/// The same for prefixes of peers, asked if `PEERS` has no answer.
 #[map]
-static FRAGMENTS: LruHashMap<FragmentKey, u32> = LruHashMap::pinned(4_096, 0);
+static PREFIXES: LpmTrie<PrefixData, u32> = LpmTrie::pinned(16_384, BPF_F_NO_PREALLOC);
+
+/// Datagrams in fragments on the way out, by their first fragment. The value is a [`Fragments`].
+#[map]
+static LEAVING: LruHashMap<FragmentKey, u32> = LruHashMap::pinned(4_096, 0);
+
+/// The same on the way in, apart, so that what arrives cannot push out what leaves.
+#[map]
+static ARRIVING: LruHashMap<FragmentKey, u32> = LruHashMap::pinned(4_096, 0);
 
 /// Sockets of the wire port, by queue.
 #[map]
@@ -49,12 +60,27 @@ fn count(reason: DropReason) {
     }
 }
 
+/// What becomes of Geneve in clear from `remote`; `None` if no policy guards it.
 #[inline(always)]
-fn protects(remote: headers::Address) -> bool {
-    PEERS.get_ptr(PeerKey { remote }).is_some()
+fn guard(remote: Address) -> Option<u32> {
+    // SAFETY: the value is read at once; an entry that is replaced meanwhile gives the old or the new one.
+    if let Some(clear) = unsafe { PEERS.get(PeerKey { remote }) } {
+        return Some(*clear);
+    }
+    if SETTINGS.get(0)?.prefixes == 0 {
+        return None;
+    }
+    let key = PrefixKey::of(remote);
+    PREFIXES.get(Key::new(key.length, key.data)).copied()
 }
 
-/// On the NIC: ESP under a known SPI goes to the workers; Geneve in clear from a peer is dropped.
+#[inline(always)]
+fn protects(remote: Address) -> bool {
+    guard(remote).is_some()
+}
+
+/// On the NIC: ESP under a known SPI goes to the workers; Geneve in clear from a peer is dropped, unless a policy may
+/// let it in, which the workers look at.
 #[xdp]
 pub fn wire(ctx: XdpContext) -> u32 {
     let packet = Xdp(&ctx);
@@ -71,15 +97,22 @@ pub fn wire(ctx: XdpContext) -> u32 {
             xdp_action::XDP_DROP
         }
         Kind::Esp(spi) | Kind::EspInUdp(spi) => esp_from_wire(&ctx, &headers, spi),
-        Kind::Geneve if protects(headers.source) => {
-            count(DropReason::PlaintextFromPeer);
+        Kind::Geneve => clear_from_wire(&ctx, &headers),
+        Kind::LaterFragment => later_from_wire(&ctx, &headers),
+        Kind::NatKeepalive if protects(headers.source) => {
+            count(DropReason::NatKeepalive);
             xdp_action::XDP_DROP
         }
         Kind::Truncated if protects(headers.source) => {
             count(DropReason::MalformedFromPeer);
             xdp_action::XDP_DROP
         }
-        _ => xdp_action::XDP_PASS,
+        _ => {
+            if let Fragment::First(identification) = headers.fragment {
+                note_arriving(&headers, identification, false);
+            }
+            xdp_action::XDP_PASS
+        }
     }
 }
 
@@ -89,13 +122,52 @@ fn esp_from_wire(ctx: &XdpContext, headers: &Headers, spi: u32) -> u32 {
         destination: headers.destination,
         spi,
     };
-    // Fragments of ESP are put together by the kernel's stack.
-    if headers.fragment != Fragment::Whole || SPIS.get_ptr(key).is_none() {
-        return xdp_action::XDP_PASS;
+    let ours = SPIS.get_ptr(key).is_some();
+    if let Fragment::First(identification) = headers.fragment {
+        note_arriving(headers, identification, ours);
     }
-    // SAFETY: the context is the kernel's, and this field is always there.
-    let queue = unsafe { (*ctx.ctx).rx_queue_index };
-    to_socket(&WIRE_SOCKETS, queue)
+    if ours {
+        to_socket(&WIRE_SOCKETS, ctx)
+    } else {
+        xdp_action::XDP_PASS
+    }
+}
+
+/// Geneve in clear.
+#[inline(always)]
+fn clear_from_wire(ctx: &XdpContext, headers: &Headers) -> u32 {
+    match guard(headers.source) {
+        None => xdp_action::XDP_PASS,
+        Some(clear) if clear == Clear::ToWorkers as u32 => {
+            if let Fragment::First(identification) = headers.fragment {
+                note(&ARRIVING, headers, identification, true);
+            }
+            to_socket(&WIRE_SOCKETS, ctx)
+        }
+        Some(_) => {
+            count(DropReason::PlaintextFromPeer);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+// RFC 4303 §3.3.4 [3.3.4-reassembled-before]
+/// A later fragment has neither ports nor SPI: it goes where the first one of its datagram went. One of ESP from a
+/// peer that comes before it goes to the workers, who keep it until the first one comes.
+#[inline(always)]
+fn later_from_wire(ctx: &XdpContext, headers: &Headers) -> u32 {
+    let Fragment::Later(identification) = headers.fragment else {
+        return xdp_action::XDP_PASS;
+    };
+    let ours = match noted(&ARRIVING, headers, identification) {
+        Some(ours) => ours,
+        None => headers.protocol == ESP && protects(headers.source),
+    };
+    if ours {
+        to_socket(&WIRE_SOCKETS, ctx)
+    } else {
+        xdp_action::XDP_PASS
+    }
 }
 
 /// A packet whose headers cannot be walked to where they would say what it is: from a peer that must be
@@ -111,7 +183,8 @@ fn malformed_from_wire(packet: &Xdp<'_>) -> u32 {
     }
 }
 
-/// On the inner end of the host port: Geneve goes to the workers.
+/// On the inner end of the host port: Geneve goes to the workers, and so do later fragments, as `egress` sends here
+/// only those of Geneve.
 #[xdp]
 pub fn host(ctx: XdpContext) -> u32 {
     let packet = Xdp(&ctx);
@@ -119,17 +192,15 @@ pub fn host(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     };
     match headers::classify(&packet, &headers) {
-        Kind::Geneve => {
-            // SAFETY: the context is the kernel's, and this field is always there.
-            let queue = unsafe { (*ctx.ctx).rx_queue_index };
-            to_socket(&HOST_SOCKETS, queue)
-        }
+        Kind::Geneve | Kind::LaterFragment => to_socket(&HOST_SOCKETS, &ctx),
         _ => xdp_action::XDP_PASS,
     }
 }
 
 #[inline(always)]
-fn to_socket(sockets: &XskMap, queue: u32) -> u32 {
+fn to_socket(sockets: &XskMap, ctx: &XdpContext) -> u32 {
+    // SAFETY: the context is the kernel's, and this field is always there.
+    let queue = unsafe { (*ctx.ctx).rx_queue_index };
     match sockets.redirect(queue, u64::from(xdp_action::XDP_DROP)) {
         Ok(action) => action,
         Err(_) => {
@@ -162,17 +233,15 @@ pub fn egress(ctx: TcContext) -> i32 {
     match headers::classify(&packet, &headers) {
         Kind::Geneve => {
             if let Fragment::First(identification) = headers.fragment {
-                // Identifications come again: an earlier datagram must not let this one's rest pass.
-                let _ = FRAGMENTS.remove(fragment_key(&headers, identification));
+                note(&LEAVING, &headers, identification, true);
             }
             to_host_port()
         }
         Kind::Truncated => refuse(DropReason::EgressMalformed),
         Kind::LaterFragment => later_fragment(&headers),
-        Kind::Esp(_) | Kind::EspInUdp(_) | Kind::OtherUdp | Kind::Other => {
+        Kind::Esp(_) | Kind::EspInUdp(_) | Kind::NatKeepalive | Kind::OtherUdp | Kind::Other => {
             if let Fragment::First(identification) = headers.fragment {
-                // A table too full to remember this drops the rest of the datagram: fails closed.
-                let _ = FRAGMENTS.insert(fragment_key(&headers, identification), 0, 0);
+                note(&LEAVING, &headers, identification, false);
             }
             TC_ACT_UNSPEC
         }
@@ -190,26 +259,66 @@ fn to_host_port() -> i32 {
     }
 }
 
-/// A later fragment has no ports: it passes if its first fragment did.
+/// A later fragment has no ports: it goes where the first one of its datagram went. One that came before it is
+/// dropped if it might be Geneve.
 #[inline(always)]
 fn later_fragment(headers: &Headers) -> i32 {
+    let Fragment::Later(identification) = headers.fragment else {
+        return TC_ACT_UNSPEC;
+    };
     // Over IPv6 the protocol may be an extension header with UDP behind it.
     let may_be_udp = match headers.version {
         Version::V4 => headers.protocol == UDP,
         Version::V6 => !matches!(headers.protocol, 6 | 50 | 58 | 132),
     };
-    let Fragment::Later(identification) = headers.fragment else {
-        return TC_ACT_UNSPEC;
-    };
-    if !may_be_udp
-        || FRAGMENTS
-            .get_ptr(fragment_key(headers, identification))
-            .is_some()
-    {
-        TC_ACT_UNSPEC
-    } else {
-        refuse(DropReason::EgressFragment)
+    match noted(&LEAVING, headers, identification) {
+        Some(true) => to_host_port(),
+        None if may_be_udp => refuse(DropReason::EgressFragment),
+        _ => TC_ACT_UNSPEC,
     }
+}
+
+/// Notes where the later fragments of a datagram go. Identifications come again, so what an earlier datagram left is
+/// replaced. A table too full to remember it drops the rest of what leaves: fails closed.
+#[inline(always)]
+fn note(
+    table: &LruHashMap<FragmentKey, u32>,
+    headers: &Headers,
+    identification: u32,
+    to_workers: bool,
+) {
+    let value = if to_workers {
+        Fragments::ToWorkers
+    } else {
+        Fragments::Pass
+    };
+    let key = fragment_key(headers, identification);
+    if table.insert(key, value as u32, 0).is_err() {
+        let _ = table.remove(key);
+    }
+}
+
+/// The same for what arrives. From strangers only what must be, so that they cannot fill the table; but what an
+/// earlier datagram left must go.
+#[inline(always)]
+fn note_arriving(headers: &Headers, identification: u32, to_workers: bool) {
+    if to_workers || protects(headers.source) {
+        note(&ARRIVING, headers, identification, to_workers);
+    } else {
+        let _ = ARRIVING.remove(fragment_key(headers, identification));
+    }
+}
+
+/// Whether the later fragments of a datagram go to the workers, if its first one was seen.
+#[inline(always)]
+fn noted(
+    table: &LruHashMap<FragmentKey, u32>,
+    headers: &Headers,
+    identification: u32,
+) -> Option<bool> {
+    // SAFETY: the value is read at once; an entry that is replaced meanwhile gives the old or the new one.
+    let value = unsafe { table.get(fragment_key(headers, identification)) }?;
+    Some(*value == Fragments::ToWorkers as u32)
 }
 
 #[inline(always)]

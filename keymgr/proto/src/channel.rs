@@ -107,6 +107,31 @@ macro_rules! greeting {
 }
 greeting!(DatapathRequest DatapathReply KeymgrRequest KeymgrReply);
 
+/// A message as it goes over a socket: the length of its body, and the body.
+///
+/// # Errors
+/// It is too long.
+pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, ChannelError> {
+    // Sized first, written once: no copy of a key is left behind by a buffer that grew.
+    let size = postcard::experimental::serialized_size(message)?;
+    let length = u32::try_from(size)
+        .ok()
+        .filter(|length| *length <= MAX_MESSAGE)
+        .ok_or(ChannelError::TooLong(size))?;
+    let mut buffer = Zeroizing::new(vec![0; 4 + size]);
+    buffer[..4].copy_from_slice(&length.to_le_bytes());
+    postcard::to_slice(message, &mut buffer[4..])?;
+    Ok(buffer)
+}
+
+/// The message of a body. Bytes that are left do not matter: a [`Hello`] of another version may have more.
+///
+/// # Errors
+/// It is not understood.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ChannelError> {
+    Ok(postcard::from_bytes(body)?)
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct Channel {
@@ -177,15 +202,7 @@ impl Channel {
         message: &T,
         descriptors: &[i32],
     ) -> Result<(), ChannelError> {
-        // Sized first, written once: no copy of a key is left behind by a buffer that grew.
-        let size = postcard::experimental::serialized_size(message)?;
-        let length = u32::try_from(size)
-            .ok()
-            .filter(|length| *length <= MAX_MESSAGE)
-            .ok_or(ChannelError::TooLong(size))?;
-        let mut buffer = Zeroizing::new(vec![0; 4 + size]);
-        buffer[..4].copy_from_slice(&length.to_le_bytes());
-        postcard::to_slice(message, &mut buffer[4..])?;
+        let buffer = encode(message)?;
         let rights = [ControlMessage::ScmRights(descriptors)];
         let mut control = if descriptors.is_empty() {
             &[][..]
@@ -248,7 +265,7 @@ impl Channel {
         }
         let mut buffer = Zeroizing::new(vec![0; length as usize]);
         self.fill(&mut buffer, false, false)?;
-        Ok(Some(postcard::from_bytes(&buffer)?))
+        decode(&buffer).map(Some)
     }
 
     /// Fills `buffer`; false if the stream ended before its first byte and that is allowed.

@@ -5,16 +5,19 @@
 //! different [`VERSION`] ends the connection with an error that names both. Messages are bounded by
 //! [`MAX_MESSAGE`]; whoever sends more is cut off.
 //!
-//! [`sa`] has the records that are pushed, [`message`] the requests and replies, [`status`] what is
-//! reported back, [`channel`] the socket.
+//! [`sa`], [`cipher`] and [`policy`] have the records that are pushed, [`message`] the requests and replies,
+//! [`status`] and [`event`] what is reported back, [`channel`] the socket.
 
 pub mod channel;
+pub mod cipher;
+pub mod event;
 pub mod message;
+pub mod policy;
 pub mod sa;
 pub mod status;
 
 /// Version of the protocol. Raised by every change of a message.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Longest message in bytes: some 40,000 SAs; more go in several [`message::Update`]s.
 pub const MAX_MESSAGE: u32 = 8 << 20;

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::sa::{PolicyId, PolicySpec, SaId, SaSpec};
+use crate::event::Events;
+use crate::sa::{PolicySpec, SaId, SaSpec, Selector};
 use crate::status::{DatapathStatus, KeymgrStatus};
 
 /// First message of each side.
@@ -26,6 +27,9 @@ pub enum DatapathRequest {
     Update(Update),
     /// Report.
     Status,
+    /// Events after the one with that number; 0: all that are remembered. Answered by `Events`, at once if
+    /// there are any, else when there are, but within a second.
+    Events(u64),
 }
 
 /// From the datapath.
@@ -39,6 +43,8 @@ pub enum DatapathReply {
     Refused(String),
     /// Report.
     Status(Box<DatapathStatus>),
+    /// Events.
+    Events(Events),
 }
 
 /// A transaction on SAD and SPD. Removals come before additions, so that an SA can be replaced; an SA
@@ -54,7 +60,7 @@ pub struct Update {
     /// SAs to remove.
     pub remove_sas: Vec<SaId>,
     /// Policies to remove.
-    pub remove_policies: Vec<PolicyId>,
+    pub remove_policies: Vec<Selector>,
     /// SAs to add; one that stands already is replaced.
     pub add_sas: Vec<SaSpec>,
     /// Policies to add; one with the same selector is replaced.

@@ -6,12 +6,16 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+pub use crate::cipher::{Algorithm, Cipher, SALT_LENGTH};
+pub use crate::policy::{Action, Geneve, PolicySpec, Selector, VniRange};
+
 /// Security Parameters Index, 256 and above (RFC 4303 §2.1: 0 is for local use, 1–255 are reserved).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct Spi(u32);
 
 impl Spi {
+    // RFC 4303 §2.1 [2.1-no-spi-zero]
     /// # Errors
     /// The reserved values 0 to 255.
     pub fn new(value: u32) -> Result<Self, ReservedSpi> {
@@ -99,65 +103,6 @@ impl fmt::Display for SaId {
     }
 }
 
-/// Ciphers, under the names that strongSwan's proposals use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Cipher {
-    /// AES-GCM, 128-bit key, 16-byte ICV (RFC 4106).
-    #[serde(rename = "aes128gcm16")]
-    Aes128Gcm16,
-    /// AES-GCM, 256-bit key, 16-byte ICV (RFC 4106).
-    #[serde(rename = "aes256gcm16")]
-    Aes256Gcm16,
-    /// ChaCha20-Poly1305 (RFC 7634).
-    #[serde(rename = "chacha20poly1305")]
-    ChaCha20Poly1305,
-}
-
-impl Cipher {
-    /// Every cipher.
-    pub const ALL: [Self; 3] = [Self::Aes128Gcm16, Self::Aes256Gcm16, Self::ChaCha20Poly1305];
-
-    /// The name in configurations and reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Aes128Gcm16 => "aes128gcm16",
-            Self::Aes256Gcm16 => "aes256gcm16",
-            Self::ChaCha20Poly1305 => "chacha20poly1305",
-        }
-    }
-
-    /// The cipher of that name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|cipher| cipher.name() == name)
-    }
-
-    /// Length of the cipher's key in bytes, without the salt.
-    #[must_use]
-    pub const fn key_length(self) -> usize {
-        match self {
-            Self::Aes128Gcm16 => 16,
-            Self::Aes256Gcm16 | Self::ChaCha20Poly1305 => 32,
-        }
-    }
-
-    /// Length of keying material in bytes: key, then the 4-byte salt (RFC 4106 §8.1, RFC 7634 §2).
-    #[must_use]
-    pub const fn keymat_length(self) -> usize {
-        self.key_length() + SALT_LENGTH
-    }
-}
-
-impl fmt::Display for Cipher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Length of the salt at the end of the keying material, in bytes.
-pub const SALT_LENGTH: usize = 4;
-
 /// Keying material: key ‖ salt. Zeroised when dropped, never shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 pub struct Keymat(Vec<u8>);
@@ -182,6 +127,7 @@ impl fmt::Debug for Keymat {
     }
 }
 
+// RFC 4303 [3.4.3-window-32, 3.4.3-window-larger, A2-width]
 /// Smallest and largest replay window in packets.
 pub const REPLAY_WINDOW: std::ops::RangeInclusive<u32> = 32..=4096;
 
@@ -192,6 +138,41 @@ pub struct UdpEncapsulation {
     pub source_port: u16,
     /// Destination port, usually 4500.
     pub destination_port: u16,
+    /// Seconds without a packet after which a keepalive is sent, outbound (RFC 3948 §4); 0: never.
+    pub keepalive: u16,
+}
+
+/// How much an SA may be used, and how long: what is reached first counts. `None`: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes sealed or opened.
+    pub bytes: Option<u64>,
+    /// Packets sealed or opened.
+    pub packets: Option<u64>,
+    /// Seconds since the SA was added.
+    pub seconds: Option<u64>,
+    /// Seconds since its first packet.
+    pub seconds_in_use: Option<u64>,
+}
+
+impl Limits {
+    /// No limits.
+    pub const NONE: Self = Self {
+        bytes: None,
+        packets: None,
+        seconds: None,
+        seconds_in_use: None,
+    };
+}
+
+/// Lifetimes of an SA (RFC 4301 §4.4.2.1): at `soft` it asks to be replaced, at `hard` it stops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lifetime {
+    /// Raises an event.
+    pub soft: Limits,
+    /// Raises an event, and nothing goes under the SA any more.
+    pub hard: Limits,
 }
 
 /// Where an SA's state stands in the shared region: an offset in 8-byte words and a length in words.
@@ -220,39 +201,11 @@ pub struct SaSpec {
     pub replay_window: u32,
     /// UDP encapsulation, if any.
     pub encapsulation: Option<UdpEncapsulation>,
+    /// Traffic flow confidentiality (RFC 4303 §2.7): payloads are padded to this many bytes, as far as the
+    /// wire's MTU allows; 0: they are not. Outbound only.
+    pub tfc: u16,
+    /// Lifetimes.
+    pub lifetime: Lifetime,
     /// Where its sequence number or window lives.
     pub state: StateRef,
-}
-
-/// One policy: Geneve between two addresses is protected.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicySpec {
-    /// Address of this host.
-    pub local: IpAddr,
-    /// Address of the peer.
-    pub remote: IpAddr,
-    /// SA that outbound packets are sealed under; `None`: they are dropped as `no_sa`.
-    pub outbound: Option<Spi>,
-    /// SAs that inbound packets may come under.
-    pub inbound: Vec<Spi>,
-}
-
-impl PolicySpec {
-    /// What names the policy.
-    #[must_use]
-    pub fn id(&self) -> PolicyId {
-        PolicyId {
-            local: self.local,
-            remote: self.remote,
-        }
-    }
-}
-
-/// What names a policy: its selector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct PolicyId {
-    /// Address of this host.
-    pub local: IpAddr,
-    /// Address of the peer.
-    pub remote: IpAddr,
 }

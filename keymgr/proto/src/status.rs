@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::Event;
 use crate::message::Changes;
-use crate::sa::{Cipher, Direction, Spi, UdpEncapsulation};
+use crate::sa::{Action, Cipher, Direction, Lifetime, Selector, Spi, UdpEncapsulation};
 
 /// State of the datapath.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub struct DatapathStatus {
     pub uptime_seconds: f64,
     /// AEAD backend in use: `aws-lc-rs` or `rustcrypto`.
     pub aead: String,
+    /// Features of the CPU that ciphers make use of.
+    pub cpu_features: Vec<String>,
     /// Ports.
     pub ports: Vec<PortStatus>,
     /// Workers.
@@ -65,6 +68,8 @@ pub struct WorkerStatus {
     pub sealed: u64,
     /// Packets opened and handed to the host.
     pub opened: u64,
+    /// Packets that policies left in clear, either way.
+    pub bypassed: u64,
     /// Times it went to sleep in poll(2).
     pub sleeps: u64,
 }
@@ -94,20 +99,34 @@ pub struct SaStatus {
     pub sequence: u64,
     /// Size of the replay window in packets; 0 outbound.
     pub replay_window: u32,
+    /// Inbound: packets whose number had been received before.
+    pub replayed: u64,
+    /// Inbound: packets whose number was left of the window.
+    pub late: u64,
+    /// Inbound: packets that did not authenticate.
+    pub failed: u64,
+    /// Inbound: numbers up to the highest that have not come. Those within the window still may.
+    pub lost: u64,
+    /// Lifetimes.
+    pub lifetime: Lifetime,
+    /// Seconds since it was added; since its first packet, if there was one.
+    pub age_seconds: u64,
+    /// See [`SaStatus::age_seconds`].
+    pub use_seconds: Option<u64>,
+    /// `alive`, `expiring` once a soft limit is reached, `expired` once a hard one is.
+    pub state: String,
 }
 
 /// State of one policy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PolicyStatus {
-    /// Address of this host.
-    pub local: IpAddr,
-    /// Address of the peer.
-    pub remote: IpAddr,
-    /// Outbound SA, if there is one.
-    pub outbound: Option<Spi>,
-    /// Inbound SAs.
-    pub inbound: Vec<Spi>,
-    /// `culvert`, or `none (dropping)` where an SA is missing.
+    /// Which packets.
+    pub selector: Selector,
+    /// Place among the policies, of which the first that a packet matches counts.
+    pub order: u32,
+    /// What is done with them.
+    pub action: Action,
+    /// `culvert`, `none (dropping)` where an SA is missing, or what the policy does instead of protecting.
     pub protected_by: String,
 }
 
@@ -134,4 +153,6 @@ pub struct KeymgrStatus {
     pub last_load: Changes,
     /// Text of the last load that was refused, if nothing was loaded since.
     pub refused: Option<String>,
+    /// The last events, oldest first.
+    pub events: Vec<Event>,
 }

@@ -33,6 +33,7 @@ fn check(text: &str) -> Result<Config, Problems> {
 
 #[test]
 fn a_good_file_is_taken() {
+    // RFC 4303 [2-version, 3.4.3-window-fast]
     let config = check(GOOD).unwrap();
     assert_eq!((config.sas.len(), config.policies.len()), (2, 1));
     assert!(config.sas[0].esn && !config.sas[1].esn);
@@ -42,6 +43,8 @@ fn a_good_file_is_taken() {
 
 #[test]
 fn what_is_wrong_is_named_with_its_line() {
+    // RFC 4303 [2.1-no-spi-zero, A2-width]: SPIs and windows have bounds.
+    // RFC 4303 [3.2-one-service, 3.2-not-both-null, 5-not-both-null]: other ciphers than ours there are not.
     let cases = [
         (
             "10111213\"\nesn",
@@ -53,7 +56,7 @@ fn what_is_wrong_is_named_with_its_line() {
             "cipher = \"aes128gcm16\"\nkey = \"00",
             "cipher = \"aes512\"\nkey = \"00",
             2,
-            "aes128gcm16, aes256gcm16, chacha20poly1305",
+            "aes128gcm16, aes192gcm16, aes256gcm16, chacha20poly1305",
         ),
         ("spi = 0x2001", "spi = 255", 10, "reserved"),
         (
@@ -172,6 +175,130 @@ fn what_is_wrong_is_named_with_its_line() {
             "a key is shown: {problems}"
         );
     }
+}
+
+#[test]
+fn what_an_sa_may_have_more_is_taken_or_named() {
+    let with = |more: &str| check(&GOOD.replace("esn = false", more));
+    let out = |more: &str| {
+        check(&GOOD.replace(
+            "direction = \"out\"",
+            &format!("direction = \"out\"\n{more}"),
+        ))
+    };
+    let lives =
+        with("soft = { bytes = 10, seconds = 5 }\nhard = { bytes = 20, packets = 7 }").unwrap();
+    let lifetime = lives.sas[1].lifetime;
+    assert_eq!(
+        (lifetime.soft.bytes, lifetime.hard.packets),
+        (Some(10), Some(7))
+    );
+    assert_eq!(
+        (lifetime.soft.seconds, lifetime.hard.seconds),
+        (Some(5), None)
+    );
+    assert_eq!(out("tfc = 1400").unwrap().sas[0].tfc, 1400);
+    let encapsulation = "encapsulation = { source_port = 4500, destination_port = 4501 }";
+    let keepalive =
+        |config: Config, sa: usize| config.sas[sa].encapsulation.map(|ports| ports.keepalive);
+    assert_eq!(keepalive(out(encapsulation).unwrap(), 0), Some(20));
+    assert_eq!(
+        keepalive(with(encapsulation).unwrap(), 1),
+        Some(0),
+        "it only receives"
+    );
+    for (more, wanted) in [
+        ("soft.bytes = 20\nhard.bytes = 20", "must be the smaller"),
+        ("hard.packets = 0", "a limit of 0 packets"),
+        ("hard.days = 1", "unknown field `days`"),
+        ("tfc = 1400", "set it on the outbound SA"),
+        (
+            "encapsulation = { source_port = 0, destination_port = 4500 }",
+            "port 0",
+        ),
+        (
+            "encapsulation = { source_port = 500, destination_port = 501 }",
+            "must be 4500",
+        ),
+        (
+            "encapsulation = { source_port = 6081, destination_port = 4500 }",
+            "6081 is Geneve's",
+        ),
+    ] {
+        let problems = with(more).unwrap_err().to_string();
+        assert!(problems.contains(wanted), "{more}: {problems}");
+    }
+}
+
+#[test]
+fn policies_have_prefixes_networks_and_actions() {
+    let first = |text: &str| {
+        check(&GOOD.replace("[[policy]]", &format!("[[policy]]\n{text}\n\n[[policy]]")))
+    };
+    let config = first(
+        "local = \"192.0.2.0/24\"\nremote = \"0.0.0.0/0\"\nvni = [7, \"100-199\", 8, \"150-250\"]\n\
+         geneve_port = \"remote\"\naction = \"bypass\"",
+    )
+    .unwrap();
+    let [bypass, protect] = &config.policies[..] else {
+        panic!("{config:?}")
+    };
+    assert_eq!(
+        bypass.selector.to_string(),
+        "192.0.2.0/24 to 0.0.0.0/0 remote port 6081 vni 7-8,100-250"
+    );
+    assert_eq!((bypass.order, protect.order), (0, 1));
+    assert_eq!(bypass.action, Action::Bypass);
+    for (text, wanted) in [
+        (
+            "local = \"192.0.2.1/24\"\nremote = \"192.0.2.9\"",
+            "write 192.0.2.0/24",
+        ),
+        (
+            "local = \"192.0.2.1\"\nremote = \"192.0.2.9/33\"",
+            "no IPv4 or IPv6 address or prefix",
+        ),
+        (
+            "local = \"192.0.2.1\"\nremote = \"::/0\"",
+            "different IP versions",
+        ),
+        (
+            "local = \"192.0.2.1\"\nremote = \"192.0.2.9\"\nvni = [16777216]",
+            "from 0 to 16777215",
+        ),
+        (
+            "local = \"192.0.2.1\"\nremote = \"192.0.2.9\"\nvni = [\"9-1\"]",
+            "no range of VNIs",
+        ),
+        (
+            "local = \"192.0.2.1\"\nremote = \"192.0.2.9\"\nvni = [true]",
+            "VNIs are numbers",
+        ),
+        (
+            "local = \"192.0.2.1\"\nremote = \"192.0.2.9\"\naction = \"allow\"",
+            "unknown variant `allow`",
+        ),
+        (
+            "local = \"192.0.2.1\"\nremote = \"192.0.2.2\"\nvni = [1]\naction = \"discard\"\nout = 0x1001",
+            "it does not protect",
+        ),
+        (
+            "local = \"192.0.2.1\"\nremote = \"192.0.2.2\"\nvni = [1]\nin = [0x2001, 0x2001]",
+            "named twice",
+        ),
+        (
+            "local = \"192.0.2.1\"\nremote = \"192.0.2.9\"\nout = 0x1001",
+            "needs SA 0x00001001 out from",
+        ),
+    ] {
+        let problems = first(text).unwrap_err().to_string();
+        assert!(problems.contains(wanted), "{text}: {problems}");
+    }
+    // Two policies may share an SA: each has some of the networks.
+    let shared = first(
+        "local = \"192.0.2.1\"\nremote = \"192.0.2.2\"\nvni = [1]\nout = 0x1001\nin = [0x2001]",
+    );
+    assert_eq!(shared.unwrap().policies.len(), 2);
 }
 
 #[test]

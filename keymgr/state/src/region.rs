@@ -35,7 +35,7 @@ use crate::layout::{inbound, outbound};
 
 const MAGIC: u64 = u64::from_be_bytes(*b"culvertS");
 /// Raised by every change of this file's or [`crate::layout`]'s meaning.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// Length in words: 512 MiB of address space.
 const LENGTH: usize = 64 << 20;
@@ -304,6 +304,7 @@ impl Region {
         fingerprint
     }
 
+    // RFC 4303 §3.3.3 [3.3.3-manual-counter]: across restarts the key finds its counter.
     /// The words of the SA whose key has this fingerprint: those that it had, or fresh ones.
     ///
     /// # Errors
@@ -390,6 +391,7 @@ impl Region {
         }
     }
 
+    // RFC 4303 §3.4.3 [3.4.3-starts-at-zero]
     /// An entry with `words` words of zero, not yet active.
     fn allocate(&mut self, words: usize) -> Result<usize, RegionError> {
         let next = self.word(NEXT_WORD_AT).load(Ordering::Relaxed);

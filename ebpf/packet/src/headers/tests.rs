@@ -111,6 +111,9 @@ fn v4_fields_are_found() {
             protocol_at: 14 + 9,
             transport: 14 + 20,
             protocol: UDP,
+            inner: 14 + 20,
+            inner_protocol_at: 14 + 9,
+            inner_protocol: UDP,
             end: frame.len(),
             fragment: Fragment::Whole,
             source: mapped(SOURCE4),
@@ -134,6 +137,9 @@ fn v6_fields_are_found() {
             protocol_at: 14 + 6,
             transport: 14 + 40,
             protocol: UDP,
+            inner: 14 + 40,
+            inner_protocol_at: 14 + 6,
+            inner_protocol: UDP,
             end: frame.len(),
             fragment: Fragment::Whole,
             source: SOURCE6,
@@ -141,6 +147,16 @@ fn v6_fields_are_found() {
         }
     );
     assert_eq!(addresses(&frame[..]), Some((SOURCE6, DESTINATION6)));
+}
+
+#[test]
+fn v6_with_addresses_of_v4_is_malformed() {
+    let good = frame6(UDP, &geneve());
+    for at in [14 + 8, 14 + 24] {
+        let mut frame = good.clone();
+        frame[at..at + 16].copy_from_slice(&mapped([192, 0, 2, 1]));
+        assert_eq!(walk(&frame[..]), Err(Stop::Malformed));
+    }
 }
 
 #[test]
@@ -172,6 +188,7 @@ fn what_is_not_ip_is_not_judged() {
 
 #[test]
 fn v4_options_are_stepped_over() {
+    // RFC 4303 §3.1.1 [3.1.1-after-ip-header]
     let frame = ethernet(&[], ETH_IPV4, &v4(UDP, 0, &[1; 40], &geneve()));
     assert_eq!(walked(&frame).transport, 14 + 60);
     assert_eq!(kind(&frame), Kind::Geneve);
@@ -229,6 +246,7 @@ fn v4_fragments_are_told_apart() {
 
 #[test]
 fn v6_fragments_are_told_apart() {
+    // RFC 4303 §3.3.4 [3.3.4-ipv6-fragment-header]
     // RFC 8200 §4.5; offset zero and nothing to come is a whole datagram, RFC 6946.
     let id = 0xdead_beef;
     for (offset, more, fragment, wanted) in [
@@ -256,6 +274,7 @@ fn the_protocol_of_a_later_fragment_is_what_its_header_says() {
 
 #[test]
 fn a_whole_fragment_header_does_not_hide_a_first_one() {
+    // RFC 4303 §3.3.4 [3.3.4-ipv6-fragment-header]
     let payload = concat(&[
         &fragment6(44, 0, true),
         &fragment6(UDP, 0, false),
@@ -269,6 +288,7 @@ fn a_whole_fragment_header_does_not_hide_a_first_one() {
 
 #[test]
 fn v6_extension_headers_are_stepped_over() {
+    // RFC 4303 §3.1.1 [3.1.1-after-extensions]
     // RFC 8200 §4: hop-by-hop options, routing, destination options.
     let payload = concat(&[
         &options6(43, 1),
@@ -283,6 +303,33 @@ fn v6_extension_headers_are_stepped_over() {
     // The byte that says UDP: the first of the last extension header.
     assert_eq!(headers.protocol_at, 14 + 40 + 32);
     assert_eq!(kind(&frame), Kind::Geneve);
+}
+
+#[test]
+fn esp_goes_behind_what_routers_read_and_before_options_for_the_receiver() {
+    // RFC 4303 §3.1.1 [3.1.1-after-extensions, 3.1.1-destination-options]
+    // RFC 8200 §4.1: options before a routing header are for each of its destinations.
+    let cases: [(&[u8], usize, u8); 6] = [
+        (&[], 0, UDP),
+        (&[60], 0, 60),
+        (&[0, 60], 1, 60),
+        (&[60, 43], 2, UDP),
+        (&[0, 60, 43, 60], 3, 60),
+        (&[0, 43, 60, 60], 2, 60),
+    ];
+    for (chain, before, protocol) in cases {
+        let mut payload = Vec::new();
+        for at in 0..chain.len() {
+            payload.extend(options6(chain.get(at + 1).copied().unwrap_or(UDP), 1));
+        }
+        payload.extend(geneve());
+        let frame = frame6(chain.first().copied().unwrap_or(UDP), &payload);
+        let headers = walked(&frame);
+        assert_eq!(headers.transport, 54 + 8 * chain.len(), "{chain:?}");
+        assert_eq!(headers.inner, 54 + 8 * before, "{chain:?}");
+        assert_eq!(headers.inner_protocol, protocol, "{chain:?}");
+        assert_eq!(frame[headers.inner_protocol_at], protocol, "{chain:?}");
+    }
 }
 
 #[test]
@@ -372,7 +419,12 @@ fn keepalives_on_port_4500_are_not_esp() {
     // RFC 3948 §2.3: one byte 0xff; Ethernet padding behind it is not payload.
     let mut frame = frame4(UDP, &udp(4500, 4500, &[0xff]));
     frame.resize(60, 0xff);
-    assert_eq!(kind(&frame), Kind::OtherUdp);
+    assert_eq!(kind(&frame), Kind::NatKeepalive);
+    // One byte of another value is nobody's.
+    assert_eq!(
+        kind(&frame4(UDP, &udp(4500, 4500, &[0xfe]))),
+        Kind::OtherUdp
+    );
     // Four bytes are an SPI and nothing behind it.
     assert_eq!(
         kind(&frame4(UDP, &udp(4500, 4500, &[1; 4]))),

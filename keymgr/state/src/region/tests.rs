@@ -13,6 +13,7 @@ fn region() -> (tempfile::TempDir, std::path::PathBuf, Region) {
 #[test]
 fn state_survives_its_owner_and_its_user() {
     let (_directory, path, mut region) = region();
+    // RFC 4303 §3.3.3 [3.3.3-manual-counter]
     let claim = region.claim([1; 16], Kind::Outbound).unwrap();
     assert!(claim.fresh);
     let user = Region::from_fd(region.as_fd().try_clone_to_owned().unwrap()).unwrap();

@@ -53,6 +53,10 @@ proptest! {
         prop_assert!(headers.protocol_at < headers.transport);
         prop_assert_eq!(frame[headers.protocol_at], headers.protocol);
         prop_assert!(headers.transport <= HEADERS_END);
+        prop_assert!(headers.ip < headers.inner_protocol_at);
+        prop_assert!(headers.inner_protocol_at < headers.inner);
+        prop_assert!(headers.inner <= headers.transport);
+        prop_assert_eq!(frame[headers.inner_protocol_at], headers.inner_protocol);
         prop_assert_eq!(
             addresses(&frame[..]),
             Some((headers.source, headers.destination))

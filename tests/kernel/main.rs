@@ -1,0 +1,113 @@
+//! The kernel's IPsec as the other implementation: Culvert in namespace a, `ip xfrm` in b, kernel Geneve in both.
+//!
+//! Runs in the guest of `tests/guest`, which it starts with itself in it: a kernel that is known, with everything
+//! that is needed, and modules that are loaded nowhere else. With `CULVERT_GUEST` set, it runs where it is.
+
+mod cases;
+mod xfrm;
+
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use culvert_tests::lab::missing;
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::signal::Signal;
+
+type Test = Box<dyn FnOnce() -> Result<()> + Send>;
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // They share a lab, and for that a thread: what a thread has started for a lab ends with it.
+    arguments.test_threads = Some(1);
+    let inside = std::env::var_os("CULVERT_GUEST").is_some();
+    let skip = if inside { missing() } else { guest_missing() };
+    if !inside && skip.is_none() && !arguments.list {
+        eprintln!("cannot start the guest: {}", enter_guest());
+        std::process::exit(1);
+    }
+    let every = std::env::var_os("CULVERT_EVERY_CASE").is_some();
+    let trials = cases::all().into_iter().map(|(name, rare, test)| {
+        let left = (rare && !every).then(|| "`./dev test --lab` has it".to_owned());
+        match skip.clone().or(left) {
+            None => Trial::test(name, || {
+                test().map_err(|error| {
+                    // At once, as the list at the end does not come if a later one hangs.
+                    eprintln!("{error:#}");
+                    Failed::from(format!("{error:#}"))
+                })
+            }),
+            Some(why) => {
+                Trial::test(format!("{name}: skipped: {why}"), || Ok(())).with_ignored_flag(true)
+            }
+        }
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    cases::end();
+    conclusion.exit();
+}
+
+fn script() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "guest", "run"]
+        .iter()
+        .collect()
+}
+
+/// Why there can be no guest, if so. Fetches its kernel.
+fn guest_missing() -> Option<String> {
+    /// The script's exit status for what this machine lacks; with any other, it is the script that is wrong.
+    const UNAVAILABLE: i32 = 69;
+    let output = match Command::new(script()).arg("--prepare").output() {
+        Ok(output) => output,
+        Err(error) => panic!("{}: {error}", script().display()),
+    };
+    let text = String::from_utf8_lossy(&output.stderr);
+    let why = text
+        .trim_end()
+        .lines()
+        .last()
+        .unwrap_or("it does not say why");
+    match output.status.code() {
+        Some(0) => None,
+        Some(UNAVAILABLE) => Some(why.to_owned()),
+        _ => panic!(
+            "{}: {}, {text}",
+            script().display(),
+            output.status.into_raw()
+        ),
+    }
+}
+
+/// Becomes the script that runs this program in the guest; comes back only if that fails.
+fn enter_guest() -> std::io::Error {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return error,
+    };
+    // The guest ends when whoever runs the tests is killed.
+    if let Err(error) = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM) {
+        return error.into();
+    }
+    Command::new(script())
+        .arg(program)
+        .args(std::env::args_os().skip(1))
+        .exec()
+}
+
+/// A cipher that Culvert knows and no case knows would be a cipher that is not tested.
+fn every_cipher_has_its_cases() -> Result<()> {
+    for cipher in culvert_proto::sa::Cipher::ALL {
+        // Linux has no implicit IVs.
+        if cipher.iv_length() == 0 {
+            continue;
+        }
+        ensure!(
+            cases::CIPHERS
+                .iter()
+                .any(|(name, ..)| *name == cipher.name()),
+            "{cipher} is not in the table of the kernel's ciphers"
+        );
+    }
+    Ok(())
+}
