@@ -437,14 +437,15 @@ fn admit(
 
 #[inline]
 fn sort_outbound(tables: &Tables, frame: &Frame, headers: Headers) -> Result<Found, DropReason> {
-    match headers::classify(frame.bytes(), &headers) {
+    // Behind the datagram's end, Ethernet's padding is no UDP header.
+    let bytes = &frame.bytes()[..headers.end];
+    match headers::classify(bytes, &headers) {
         Kind::Geneve => {}
         Kind::Truncated => return Err(DropReason::Malformed),
         _ => return Err(DropReason::NotOurs),
     }
     let ends = [headers.source, headers.destination];
-    let query =
-        geneve::query(frame.bytes(), headers.transport, ends, true).ok_or(DropReason::NotOurs)?;
+    let query = geneve::query(bytes, headers.transport, ends, true).ok_or(DropReason::NotOurs)?;
     let sa = match tables.lookup_outbound(&query) {
         Outbound::Sa(sa) => sa,
         Outbound::Bypass => IN_CLEAR,
@@ -459,7 +460,7 @@ fn sort_outbound(tables: &Tables, frame: &Frame, headers: Headers) -> Result<Fou
 
 #[inline]
 fn sort_inbound(tables: &Tables, frame: &Frame, headers: Headers) -> Result<Found, DropReason> {
-    let bytes = frame.bytes();
+    let bytes = &frame.bytes()[..headers.end];
     let (spi, port) = match headers::classify(bytes, &headers) {
         Kind::Esp(spi) => (spi, None),
         Kind::EspInUdp(spi) => {

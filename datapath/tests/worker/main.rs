@@ -348,6 +348,9 @@ fn outbound_drops_have_their_reasons() {
     elsewhere[33] = 9;
     let mut other_port = clear.clone();
     other_port[36..38].copy_from_slice(&[0, 53]);
+    // Seven bytes of UDP, and Ethernet's padding.
+    let mut padded_stub = clear[..60].to_vec();
+    padded_stub[16..18].copy_from_slice(&27_u16.to_be_bytes());
     let cases = [
         // Not of eight bytes: with it goes what came of its datagram before.
         (first, DropReason::FragmentMalformed),
@@ -355,6 +358,7 @@ fn outbound_drops_have_their_reasons() {
         (elsewhere, DropReason::NoPolicy),
         (other_port, DropReason::NotOurs),
         (clear[..80].to_vec(), DropReason::Malformed),
+        (padded_stub, DropReason::Malformed),
         (
             geneve(kind, 1500 - 28 - 16 - 18 + 1, 0),
             DropReason::TooLarge,
