@@ -16,7 +16,7 @@ use crate::wanted::{Wanted, split};
 /// Records a message: an SA is some 150 bytes, so this stays far below the limit.
 const RECORDS: usize = 10_000;
 /// First and longest pause between attempts to reach the datapath.
-const PAUSE: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
+const PAUSE: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(100)];
 
 /// What ends a connection to the datapath.
 #[derive(Debug, thiserror::Error)]

@@ -18,7 +18,7 @@ use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
 use xsk_rs::config::{
@@ -91,7 +91,7 @@ impl Memory {
         // SAFETY: `umem` maps that many chunks from `base`, for as long as the caller promises, and only the pool
         // hands them out.
         let pool = unsafe { Pool::in_memory(base, frames.get(), CHUNK) };
-        let descriptors = Arc::new(Descriptors::new(frames, at)?);
+        let descriptors = Descriptors::of(frames, at)?;
         Ok((
             Self {
                 umem,
@@ -141,6 +141,19 @@ struct Descriptors {
 }
 
 impl Descriptors {
+    /// Those for so many frames: the same for every UMEM of that size, so that they are made once. A start has to be
+    /// quick, as what must be protected is blocked until then.
+    fn of(frames: NonZeroU32, at_headroom: Vec<FrameDesc>) -> Result<Arc<Self>> {
+        static MADE: Mutex<Vec<(NonZeroU32, Arc<Descriptors>)>> = Mutex::new(Vec::new());
+        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, there)) = made.iter().find(|(count, _)| *count == frames) {
+            return Ok(Arc::clone(there));
+        }
+        let new = Arc::new(Self::new(frames, at_headroom)?);
+        made.push((frames, Arc::clone(&new)));
+        Ok(new)
+    }
+
     fn new(frames: NonZeroU32, at_headroom: Vec<FrameDesc>) -> Result<Self> {
         let mut by_distance = Vec::new();
         let mut middle = Some(at_headroom);
