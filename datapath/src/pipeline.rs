@@ -6,12 +6,12 @@
 use culvert_esp::open::{self, Opened};
 use culvert_esp::sa::Counts;
 use culvert_esp::{InboundSa, OutboundSa, seal};
-use culvert_packet::headers::{self, Fragment, Headers, Kind, Packet, Stop, Version};
+use culvert_packet::headers::{self, Fragment, Headers, Kind, Packet, Stop};
 use culvert_packet::reason::DropReason;
 
 use crate::frame::Frame;
 use crate::geneve;
-use crate::sizes::fragment::{self, Fragmenter};
+use crate::sizes::fragment::{self, Fragmenter, may_fragment};
 use crate::sizes::reassembly::{DATAGRAMS, Loss, Reassembly};
 use crate::sizes::{Supply, too_big};
 use crate::tables::{Outbound, Tables};
@@ -317,15 +317,6 @@ fn answer(frame: &mut Frame, headers: &Headers, mtu: usize) -> Outcome {
         Ok(()) => Outcome::Answer(DropReason::TooLarge),
         Err(_) => Outcome::Drop(DropReason::TooLarge),
     }
-}
-
-/// Whether its sender lets a packet be fragmented on its way: never over IPv6 (RFC 8200 §5).
-fn may_fragment(packet: &[u8], headers: &Headers) -> bool {
-    const DONT_FRAGMENT: u8 = 0x40;
-    headers.version == Version::V4
-        && packet
-            .get(headers.ip + 6)
-            .is_some_and(|flags| flags & DONT_FRAGMENT == 0)
 }
 
 /// Opens a run of packets of one SA.

@@ -41,6 +41,15 @@ pub enum Error {
     NoFrame,
 }
 
+/// Whether its sender lets the packet be fragmented on its way: never over IPv6 (RFC 8200 §5).
+#[must_use]
+pub fn may_fragment(packet: &[u8], headers: &Headers) -> bool {
+    headers.version == Version::V4
+        && packet
+            .get(headers.ip..headers.transport)
+            .is_some_and(|header| header.len() >= HEADER && word(header, 6) & DONT_FRAGMENT == 0)
+}
+
 /// Cuts packets; keeps the space for the list of fragments, so that no packet allocates.
 #[derive(Debug)]
 pub struct Fragmenter<F> {

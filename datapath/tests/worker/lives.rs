@@ -1,8 +1,10 @@
 //! What an SA goes through: lifetimes, statistics, peers that move; and what is put behind payloads.
 
 use super::common::*;
+use super::policies::paired;
 use culvert_packet::reason::DropReason;
 use culvert_proto::message::Update;
+use culvert_proto::sa::{Action, Spi};
 use culvert_state::Words;
 use culvert_state::layout::{both, inbound, outbound};
 use std::cell::RefCell;
@@ -166,39 +168,26 @@ fn a_peer_behind_nat_is_followed_when_it_authenticates() {
 
 #[test]
 fn a_new_sa_goes_where_the_peer_is_and_so_do_those_of_other_policies() {
-    use culvert_proto::policy::Geneve;
-    use culvert_proto::sa::{Action, SaId, Spi};
     // OVS's pairs: what comes in under one policy, goes out under the other.
     let kind = Kind {
         encapsulated: true,
         ..Kind::default()
     };
-    let paired = |spi: u32| {
+    let with_outbound = |spi: u32| {
         let mut update = update(kind, true);
-        update.add_sas[0].id.spi = Spi::new(spi).unwrap();
-        let only = update.add_policies[0].clone();
-        let [mut to, mut from] = [only.clone(), only];
-        to.selector.geneve = Geneve::Remote;
-        from.selector.geneve = Geneve::Local;
-        let Action::Protect { outbound, inbound } = &from.action else {
-            unreachable!("it protects")
-        };
-        to.action = Action::Protect {
-            outbound: outbound.map(|id| SaId {
-                spi: Spi::new(spi).unwrap(),
-                ..id
-            }),
-            inbound: Vec::new(),
-        };
-        from.action = Action::Protect {
-            outbound: None,
-            inbound: inbound.clone(),
-        };
-        update.add_policies = vec![to, from];
-        update
+        let spi = Spi::new(spi).unwrap();
+        update.add_sas[0].id.spi = spi;
+        if let Action::Protect {
+            outbound: Some(outbound),
+            ..
+        } = &mut update.add_policies[0].action
+        {
+            outbound.spi = spi;
+        }
+        paired(update)
     };
     let (mut a, _) = worker(kind, false);
-    let (mut b, handle, [_, into]) = watched(paired(0x2001));
+    let (mut b, handle, [_, into]) = watched(with_outbound(0x2001));
     let receive = |b: &mut MemoryWorker, a: &mut MemoryWorker| {
         let mut sealed = through_outbound(a, &geneve(kind, 20, 0)).unwrap();
         sealed[34..36].copy_from_slice(&40_000_u16.to_be_bytes());
@@ -214,7 +203,7 @@ fn a_new_sa_goes_where_the_peer_is_and_so_do_those_of_other_policies() {
     assert_eq!(sends_to(&mut b), 40_000);
     // A rekey: the inbound SA, which knows where the peer is, stays as it is.
     let again = culvert_datapath::tables::Database::default()
-        .updated(paired(0x2002), |state| {
+        .updated(with_outbound(0x2002), |state| {
             Ok(if state.words as usize == into.len() {
                 into.clone()
             } else {

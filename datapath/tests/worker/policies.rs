@@ -8,7 +8,13 @@ use culvert_proto::policy::{Geneve, VniRange};
 use culvert_proto::sa::{Action, Direction, PolicySpec, SaId, Spi};
 
 /// The policies of `kind`, with `action` put before them for the VNIs from `first` to `last`.
-fn with_first(kind: Kind, mirrored: bool, action: Action, first: u32, last: u32) -> Update {
+pub(crate) fn with_first(
+    kind: Kind,
+    mirrored: bool,
+    action: Action,
+    first: u32,
+    last: u32,
+) -> Update {
     let mut update = update(kind, mirrored);
     let mut selector = update.add_policies[0].selector.clone();
     selector.vnis = vec![VniRange { first, last }];
@@ -18,6 +24,22 @@ fn with_first(kind: Kind, mirrored: bool, action: Action, first: u32, last: u32)
         order: 0,
         action,
     });
+    update
+}
+
+/// As OVS has it: a policy for each way, in place of one for both.
+pub(crate) fn paired(mut update: Update) -> Update {
+    let only = update.add_policies.remove(0);
+    let [mut to, mut from] = [only.clone(), only];
+    to.selector.geneve = Geneve::Remote;
+    from.selector.geneve = Geneve::Local;
+    if let Action::Protect { inbound, .. } = &mut to.action {
+        inbound.clear();
+    }
+    if let Action::Protect { outbound, .. } = &mut from.action {
+        *outbound = None;
+    }
+    update.add_policies = vec![to, from];
     update
 }
 
@@ -83,28 +105,8 @@ fn what_is_sealed_under_another_policys_sa_is_dropped() {
 #[test]
 fn ovs_has_a_policy_for_each_way_and_an_sa_for_each_policy() {
     let kind = Kind::default();
-    let paired = |mirrored| {
-        let mut update = update(kind, mirrored);
-        let only = &mut update.add_policies[0];
-        let (mut to, mut from) = (only.clone(), only.clone());
-        to.selector.geneve = Geneve::Remote;
-        from.selector.geneve = Geneve::Local;
-        let Action::Protect { outbound, inbound } = &only.action else {
-            unreachable!("it protects")
-        };
-        to.action = Action::Protect {
-            outbound: *outbound,
-            inbound: Vec::new(),
-        };
-        from.action = Action::Protect {
-            outbound: None,
-            inbound: inbound.clone(),
-        };
-        update.add_policies = vec![to, from];
-        update
-    };
-    let (mut a, _) = worker_with(paired(false));
-    let (mut b, _) = worker_with(paired(true));
+    let (mut a, _) = worker_with(paired(update(kind, false)));
+    let (mut b, _) = worker_with(paired(update(kind, true)));
     let clear = geneve(kind, 100, 0);
     let sealed = through_outbound(&mut a, &clear).unwrap();
     assert_eq!(through_inbound(&mut b, &sealed), Some(clear));

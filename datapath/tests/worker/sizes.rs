@@ -1,8 +1,10 @@
 //! Packets that the wire does not take in one piece, and headers that are not plain.
 
 use super::common::*;
+use super::policies::with_first;
 use culvert_packet::headers;
 use culvert_packet::reason::DropReason;
+use culvert_proto::sa::Action;
 
 /// `frame` without DF, checksum mended.
 fn fragmentable(mut frame: Vec<u8>) -> Vec<u8> {
@@ -11,6 +13,16 @@ fn fragmentable(mut frame: Vec<u8>) -> Vec<u8> {
     let sum = checksum(&frame[14..34]);
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
     frame
+}
+
+/// A fragment of `frame`: those bytes behind the IP header, with that word of flags and offset.
+fn piece(frame: &[u8], bytes: std::ops::Range<usize>, flags: [u8; 2]) -> Vec<u8> {
+    let mut piece = frame[..34].to_vec();
+    piece.extend(&frame[34..][bytes]);
+    let length = u16::try_from(piece.len() - 14).unwrap();
+    piece[16..18].copy_from_slice(&length.to_be_bytes());
+    piece[20..22].copy_from_slice(&flags);
+    fragmentable(piece)
 }
 
 #[test]
@@ -100,16 +112,11 @@ fn fragments_of_geneve_are_sealed_as_one() {
     let (mut a, _) = worker(kind, false);
     let (mut b, _) = worker(kind, true);
     let clear = fragmentable(geneve(kind, 2000, 0));
-    let cut = |from: usize, to: usize, flags: [u8; 2]| {
-        let mut frame = clear[..34].to_vec();
-        frame.extend(&clear[34 + from..34 + to]);
-        let length = u16::try_from(frame.len() - 14).unwrap();
-        frame[16..18].copy_from_slice(&length.to_be_bytes());
-        frame[20..22].copy_from_slice(&flags);
-        fragmentable(frame)
-    };
-    assert_eq!(turn(&mut a, true, &cut(0, 1480, [0x20, 0])), Out::default());
-    let sealed = turn(&mut a, true, &cut(1480, 2008, [0, 185])).wire;
+    assert_eq!(
+        turn(&mut a, true, &piece(&clear, 0..1480, [0x20, 0])),
+        Out::default()
+    );
+    let sealed = turn(&mut a, true, &piece(&clear, 1480..2008, [0, 185])).wire;
     assert_eq!(sealed.len(), 2);
     assert!(turn(&mut b, false, &sealed[0]).host.is_empty());
     assert_eq!(turn(&mut b, false, &sealed[1]).host, [clear]);
@@ -117,21 +124,8 @@ fn fragments_of_geneve_are_sealed_as_one() {
 
 #[test]
 fn what_the_next_port_does_not_take_is_cut_or_answered_or_counted() {
-    use culvert_proto::policy::VniRange;
-    use culvert_proto::sa::{Action, PolicySpec};
     let kind = Kind::default();
-    let mut bypassed = update(kind, false);
-    let mut selector = bypassed.add_policies[0].selector.clone();
-    selector.vnis = vec![VniRange {
-        first: 77,
-        last: 77,
-    }];
-    bypassed.add_policies[0].order = 1;
-    bypassed.add_policies.push(PolicySpec {
-        selector,
-        order: 0,
-        action: Action::Bypass,
-    });
+    let bypassed = with_first(kind, false, Action::Bypass, 77, 77);
     // In clear, and put together here.
     let (mut a, _) = worker_with(bypassed);
     let long = geneve(kind, 2000, 0);
@@ -172,21 +166,13 @@ fn what_arrives_does_not_end_up_in_what_leaves() {
     let kind = Kind::default();
     let (mut a, _) = worker(kind, false);
     let clear = fragmentable(geneve(kind, 2000, 0));
-    let piece = |from: usize, to: usize, flags: [u8; 2]| {
-        let mut frame = clear[..34].to_vec();
-        frame.extend(&clear[34 + from..34 + to]);
-        let length = u16::try_from(frame.len() - 14).unwrap();
-        frame[16..18].copy_from_slice(&length.to_be_bytes());
-        frame[20..22].copy_from_slice(&flags);
-        fragmentable(frame)
-    };
     // Somebody on the wire makes up the end of what this host is about to send.
     assert_eq!(
-        turn(&mut a, false, &piece(1480, 2008, [0, 185])),
+        turn(&mut a, false, &piece(&clear, 1480..2008, [0, 185])),
         Out::default()
     );
     assert_eq!(
-        turn(&mut a, true, &piece(0, 1480, [0x20, 0])),
+        turn(&mut a, true, &piece(&clear, 0..1480, [0x20, 0])),
         Out::default()
     );
 }
