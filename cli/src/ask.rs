@@ -8,6 +8,7 @@ use culvert_proto::channel::{Channel, ChannelError};
 use culvert_proto::message::{Changes, DatapathReply, DatapathRequest, KeymgrReply, KeymgrRequest};
 use culvert_proto::status::{DatapathStatus, KeymgrStatus};
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET, RUN_DIRECTORY};
+use ipnet::IpNet;
 
 /// Name and release, as greetings have it.
 const PROGRAM: &str = concat!("culvert ", env!("CARGO_PKG_VERSION"));
@@ -15,6 +16,8 @@ const PROGRAM: &str = concat!("culvert ", env!("CARGO_PKG_VERSION"));
 /// The daemons, by the names of their programs and services.
 pub(crate) const DATAPATH: &str = "culvert-datapath";
 pub(crate) const KEYMGR: &str = "culvert-keymgr";
+
+impl std::error::Error for Trouble {}
 
 /// Why a daemon did not answer.
 #[derive(Clone, Debug)]
@@ -85,6 +88,14 @@ pub(crate) fn reload(run: &Path) -> Result<Changes, Trouble> {
         KeymgrReply::Refused(text) => Err(Trouble::Other(format!(
             "refused, what ran goes on:\n{text}"
         ))),
+        _ => Err(explain(KEYMGR, run, ChannelError::Unexpected)),
+    }
+}
+
+/// Lets the key manager let go of a peer, or of all, that are held.
+pub(crate) fn release(run: &Path, peer: Option<IpNet>) -> Result<Vec<IpNet>, Trouble> {
+    match ask_keymgr(run, &KeymgrRequest::Release(peer))? {
+        KeymgrReply::Released(released) => Ok(released),
         _ => Err(explain(KEYMGR, run, ChannelError::Unexpected)),
     }
 }

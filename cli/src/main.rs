@@ -6,6 +6,7 @@
 mod ask;
 mod doctor;
 mod pcap;
+mod release;
 mod reload;
 mod status;
 mod table;
@@ -34,6 +35,8 @@ enum Command {
     Status(status::Arguments),
     /// Let the key manager read its sources of keys again
     Reload(reload::Arguments),
+    /// Let Geneve go in clear to a peer that strongSwan protected and no longer has a policy for
+    Release(release::Arguments),
     /// Check what this machine lacks for Culvert, and say what mends it
     Doctor(doctor::Arguments),
     /// Seal or open the packets of a capture file
@@ -65,6 +68,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
     match arguments.command {
         Command::Status(arguments) => status::run(&arguments, &run),
         Command::Reload(arguments) => reload::run(&arguments, &run),
+        Command::Release(arguments) => release::run(&arguments, &run),
         Command::Doctor(arguments) => doctor::run(&arguments, &run),
         Command::Pcap(arguments) => pcap::run(&arguments),
         Command::Completion { shell } => {

@@ -1,13 +1,13 @@
 //! `culvert status`: both daemons on one screen.
 
+mod problems;
 mod view;
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
-use culvert_proto::sa::Action;
-use culvert_proto::status::{DatapathStatus, KeymgrStatus, PolicyStatus, SaStatus};
+use culvert_proto::status::{DatapathStatus, KeymgrStatus};
 use serde::Serialize;
 
 use crate::ask::{self, Trouble};
@@ -54,33 +54,15 @@ impl Report {
         datapath: Result<DatapathStatus, Trouble>,
         keymgr: Result<KeymgrStatus, Trouble>,
     ) -> Self {
-        let mut problems = Vec::new();
-        if let Err(trouble) = &datapath {
-            problems.push(trouble.to_string());
-        }
-        match &keymgr {
-            Err(trouble) => problems.push(trouble.to_string()),
-            Ok(keymgr) => {
-                if datapath.is_ok() && !keymgr.datapath_in_sync {
-                    problems.push(format!(
-                        "the datapath does not have what is wanted: {}",
-                        keymgr
-                            .datapath_problem
-                            .as_deref()
-                            .unwrap_or("it is being pushed")
-                    ));
-                }
-                if let Some(text) = &keymgr.refused {
-                    problems.push(format!(
-                        "not taken over from {}; mend this and run \"culvert reload\":\n{text}",
-                        keymgr.source
-                    ));
-                }
-            }
+        let troubles = [datapath.as_ref().err(), keymgr.as_ref().err()];
+        let mut problems: Vec<String> =
+            troubles.iter().flatten().map(ToString::to_string).collect();
+        if let Ok(keymgr) = &keymgr {
+            problems.extend(problems::of_keymgr(keymgr, datapath.is_ok()));
         }
         if let Ok(datapath) = &datapath {
-            problems.extend(datapath.policies.iter().filter_map(unprotected));
-            problems.extend(datapath.sas.iter().filter_map(running_out));
+            let tunnels = problems::tunnels(keymgr.as_ref().ok());
+            problems.extend(problems::of_datapath(datapath, &tunnels));
         }
         Self {
             absence: [absence(&datapath), absence(&keymgr)],
@@ -96,43 +78,6 @@ fn absence<T>(answer: &Result<T, Trouble>) -> &'static str {
         Err(Trouble::Down { .. }) => "down",
         _ => "?",
     }
-}
-
-fn is_protected(policy: &PolicyStatus) -> bool {
-    !policy.protected_by.starts_with("none")
-}
-
-fn unprotected(policy: &PolicyStatus) -> Option<String> {
-    if is_protected(policy) {
-        return None;
-    }
-    let Action::Protect { outbound, inbound } = &policy.action else {
-        return None;
-    };
-    let lacking = match (outbound, inbound.is_empty()) {
-        (None, true) => "it names no SA",
-        (None, false) => "it names no outbound SA (out)",
-        (Some(_), true) => "it names no inbound SA (in)",
-        (Some(_), false) => "its SA has reached the end of its life",
-    };
-    Some(format!(
-        "Geneve from {} is blocked: {lacking}",
-        policy.selector
-    ))
-}
-
-// RFC 4303 §3.3.3 [3.3.3-in-anticipation]
-/// A static key is never rekeyed by itself.
-fn running_out(sa: &SaStatus) -> Option<String> {
-    let what = match sa.state.as_str() {
-        "expired" => "has reached the end of its life and is stopped",
-        "expiring" => "has reached its soft lifetime and will stop",
-        _ => return None,
-    };
-    Some(format!(
-        "SA {} {} {what}: give it a new key on both hosts",
-        sa.spi, sa.direction
-    ))
 }
 
 pub(crate) fn run(arguments: &Arguments, run: &Path) -> anyhow::Result<bool> {

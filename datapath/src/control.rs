@@ -18,7 +18,7 @@ use log::{info, warn};
 use crate::guard::Guarded;
 use crate::monitor::{Journal, Watch, WatchList};
 use crate::steer::Steering;
-use crate::tables::{Compiled, Database};
+use crate::tables::{Compiled, Database, Installed};
 use crate::worker::{Handle, now};
 
 /// Connections that are served at once: the key manager's and a few people looking.
@@ -106,6 +106,8 @@ impl Control {
             .database
             .updated(update, words)
             .map_err(|error| error.to_string())?;
+        // Before the workers have it, so that the first packet that finds no SA is seen.
+        let watched = WatchList::of(&next);
         self.switch(&next).map_err(|error| {
             // Back to what was. After a start there was nothing, but steering still protects what the datapath
             // before this one protected: that stays.
@@ -116,7 +118,7 @@ impl Control {
             }
             format!("steering maps: {error:#}")
         })?;
-        self.watch.set(WatchList::of(&next));
+        self.watch.set(watched);
         self.database = next;
         self.filled = true;
         Ok(())
@@ -185,26 +187,32 @@ impl Control {
     fn policy_status(&self) -> Vec<PolicyStatus> {
         let mut policies: Vec<_> = self
             .database
-            .policies()
-            .map(|policy| PolicyStatus {
-                selector: policy.selector.clone(),
-                order: policy.order,
-                protected_by: match &policy.action {
-                    Action::Protect {
-                        outbound: Some(outbound),
-                        inbound,
-                    } if self.database.is_alive(outbound)
-                        && inbound.iter().any(|sa| self.database.is_alive(sa)) =>
-                    {
-                        "culvert"
+            .installed()
+            .map(
+                |Installed {
+                     spec: policy,
+                     blocked,
+                 }| PolicyStatus {
+                    blocked: blocked.load(Ordering::Relaxed),
+                    selector: policy.selector.clone(),
+                    order: policy.order,
+                    protected_by: match &policy.action {
+                        Action::Protect {
+                            outbound: Some(outbound),
+                            inbound,
+                        } if self.database.is_alive(outbound)
+                            && inbound.iter().any(|sa| self.database.is_alive(sa)) =>
+                        {
+                            "culvert"
+                        }
+                        Action::Protect { .. } => "none (dropping)",
+                        Action::Bypass => "nobody (bypass)",
+                        Action::Discard => "nobody (discard)",
                     }
-                    Action::Protect { .. } => "none (dropping)",
-                    Action::Bypass => "nobody (bypass)",
-                    Action::Discard => "nobody (discard)",
-                }
-                .to_owned(),
-                action: policy.action.clone(),
-            })
+                    .to_owned(),
+                    action: policy.action.clone(),
+                },
+            )
             .collect();
         policies.sort_by(|a, b| (a.order, &a.selector).cmp(&(b.order, &b.selector)));
         policies

@@ -1,27 +1,30 @@
 //! What happens to SAs without a packet saying so: lifetimes that are reached, sequence numbers that come to their
-//! end, peers that have moved, NATs that want a keepalive. Looked at some times a second, from the SAs' shared
+//! end, peers that have moved, NATs that want a keepalive; and packets for which there is no SA. Looked at some times a second, from the SAs' shared
 //! state, so that workers need no clock and tell nobody anything.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use culvert_esp::sequence;
 use culvert_proto::event::{Event, Events, Limit};
-use culvert_proto::sa::{Direction, Limits, SaSpec};
+use culvert_proto::sa::{Action, Direction, Limits, SaSpec, Selector};
 use culvert_state::Words;
 use culvert_state::layout::{both, inbound, outbound};
 use hashbrown::HashMap;
 use log::{debug, info};
 
 use crate::keepalive;
-use crate::tables::Database;
+use crate::tables::{Database, Installed};
 use crate::worker::now;
 
 /// How often SAs are looked at: half of the 100 ms within which the key manager is to know.
 pub const TICK: Duration = Duration::from_millis(50);
+
+/// Milliseconds until it is said again that an SA is wanted: a negotiation may have failed.
+const AGAIN: u64 = 1000;
 
 /// Events that are remembered for a key manager that is away for a moment.
 const REMEMBERED: usize = 65_536;
@@ -78,12 +81,24 @@ struct Watched {
     state: Words,
 }
 
-/// The SAs to look at: those that anything can happen to.
+/// A policy without an outbound SA.
+#[derive(Debug)]
+struct Lacking {
+    selector: Selector,
+    blocked: Arc<AtomicU64>,
+    /// Packets that it had counted when the list was made.
+    before: u64,
+}
+
+/// What to look at: the SAs that anything can happen to, and the policies that lack one.
 #[derive(Debug, Default)]
-pub struct WatchList(Vec<Watched>);
+pub struct WatchList {
+    sas: Vec<Watched>,
+    lacking: Vec<Lacking>,
+}
 
 impl WatchList {
-    /// The SAs of a database.
+    /// Those of a database.
     #[must_use]
     pub fn of(database: &Database) -> Self {
         let watched = database.sas().filter_map(|(spec, compiled)| {
@@ -94,7 +109,22 @@ impl WatchList {
             let spec = Arc::clone(spec);
             Some(Watched { spec, state })
         });
-        Self(watched.collect())
+        let lacking = database
+            .installed()
+            .filter_map(|Installed { spec, blocked }| {
+                let Action::Protect { outbound: None, .. } = spec.action else {
+                    return None;
+                };
+                Some(Lacking {
+                    selector: spec.selector.clone(),
+                    blocked: Arc::clone(blocked),
+                    before: blocked.load(Ordering::Relaxed),
+                })
+            });
+        Self {
+            sas: watched.collect(),
+            lacking: lacking.collect(),
+        }
     }
 }
 
@@ -111,8 +141,10 @@ struct Told {
 #[derive(Debug, Default)]
 pub struct Monitor {
     list: Arc<WatchList>,
-    /// Beside the list.
+    /// Beside the SAs of the list.
     told: Vec<Told>,
+    /// Of the policies that lack an SA and were told of: the packets then, and when.
+    wanted: HashMap<Selector, (u64, u64)>,
 }
 
 impl Monitor {
@@ -121,11 +153,21 @@ impl Monitor {
         if !Arc::ptr_eq(&self.list, list) {
             self.take(list, now);
         }
-        for (Watched { spec, state }, told) in self.list.0.iter().zip(&mut self.told) {
+        for (Watched { spec, state }, told) in self.list.sas.iter().zip(&mut self.told) {
             expire(spec, state, now, told, journal);
             match spec.id.direction {
                 Direction::In => report_move(spec, state, told, journal),
                 Direction::Out => keep_alive(spec, state, now, told),
+            }
+        }
+        for policy in &self.list.lacking {
+            let count = policy.blocked.load(Ordering::Relaxed);
+            let told = self.wanted.get(&policy.selector).copied();
+            let (before, due) = told.map_or((policy.before, 0), |(count, at)| (count, at + AGAIN));
+            if count > before && now >= due {
+                let selector = policy.selector.clone();
+                self.wanted.insert(selector.clone(), (count, now));
+                journal.add(Event::Wanted { selector });
             }
         }
     }
@@ -133,7 +175,7 @@ impl Monitor {
     /// Goes over to another list, with what was told of the SAs that are in both: the same names on the same state.
     fn take(&mut self, list: &Arc<WatchList>, now: u64) {
         let names = |list: &WatchList| {
-            let names = list.0.iter().map(|sa| (sa.spec.id, sa.spec.state.offset));
+            let names = list.sas.iter().map(|sa| (sa.spec.id, sa.spec.state.offset));
             names.collect::<Vec<_>>()
         };
         let before: HashMap<_, _> = names(&self.list)
@@ -148,6 +190,11 @@ impl Monitor {
                     ..Told::default()
                 })
             })
+            .collect();
+        // What a policy counted before it had an SA for a while is no longer news.
+        let lacking = list.lacking.iter();
+        self.wanted = lacking
+            .filter_map(|policy| Some(self.wanted.remove_entry(&policy.selector)?))
             .collect();
         self.list = Arc::clone(list);
     }

@@ -202,17 +202,17 @@ impl Tuple {
             .entry(hash(&key), same, |bucket| hash(&bucket.key))
             .or_insert_with(|| Bucket {
                 key,
-                any: [Ranked::NONE; 2],
+                any: [Ranked::NONE; 3],
                 some: None,
             })
             .into_mut()
     }
 }
 
-/// Place of a side in arrays that have something for each. A packet with the port on both sides is looked up
-/// for both.
+/// Places of sides in arrays that have something for each. A packet with the port on both sides is looked up in all.
 const LOCAL: usize = 0;
 const REMOTE: usize = 1;
+const BOTH: usize = 2;
 
 /// The policies of the same prefixes. It fills a cache line, and a table's memory has it in one and not two:
 /// that is why it holds its key, which is not so in a hash map.
@@ -222,9 +222,9 @@ struct Bucket {
     /// The prefixes' addresses.
     key: Pair,
     /// For any VNI, and for packets without one.
-    any: [Ranked; 2],
+    any: [Ranked; 3],
     /// For some VNIs. Hardly any SPD has them, so that they are not in the way.
-    some: Option<Box<[Vnis; 2]>>,
+    some: Option<Box<[Vnis; 3]>>,
 }
 
 const _: () = assert!(size_of::<Bucket>() == 64);
@@ -239,7 +239,7 @@ impl Bucket {
         match sides {
             Sides::Local => of(LOCAL),
             Sides::Remote => of(REMOTE),
-            Sides::Both => of(LOCAL).min(of(REMOTE)),
+            Sides::Both => of(LOCAL).min(of(REMOTE)).min(of(BOTH)),
         }
     }
 }
@@ -303,7 +303,7 @@ struct Builder {
     /// Where the tuple of these masks is.
     places: HashMap<Pair, usize>,
     /// Ranges of VNIs in the bucket of a tuple, for each side.
-    ranges: HashMap<(usize, Pair), [Ranges; 2]>,
+    ranges: HashMap<(usize, Pair), [Ranges; 3]>,
 }
 
 impl Builder {
@@ -318,6 +318,7 @@ impl Builder {
             Geneve::Either => &[LOCAL, REMOTE],
             Geneve::Local => &[LOCAL],
             Geneve::Remote => &[REMOTE],
+            Geneve::Both => &[BOTH],
         };
         for &side in sides {
             // Behind a policy for any VNI nothing counts.

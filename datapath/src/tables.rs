@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use culvert_esp::sa::address;
 use culvert_esp::{Backend, InboundSa, OutboundSa, SaError};
@@ -48,6 +48,8 @@ enum Policy {
         outbound: Option<u32>,
         /// Ascending.
         inbound: Box<[u32]>,
+        /// Packets that found no outbound SA.
+        blocked: Arc<AtomicU64>,
     },
     Bypass,
     Discard,
@@ -74,7 +76,14 @@ impl Tables {
                 Some(sa) if sa.is_between(&query.local, &query.remote) => Outbound::Sa(*index),
                 _ => Outbound::Drop(DropReason::NoSa),
             },
-            Some(Policy::Protect { outbound: None, .. }) => Outbound::Drop(DropReason::NoSa),
+            Some(Policy::Protect {
+                outbound: None,
+                blocked,
+                ..
+            }) => {
+                blocked.fetch_add(1, Ordering::Relaxed);
+                Outbound::Drop(DropReason::NoSa)
+            }
             Some(Policy::Bypass) => Outbound::Bypass,
             Some(Policy::Discard) => Outbound::Drop(DropReason::PolicyDiscard),
             None => Outbound::Drop(DropReason::NoPolicy),
@@ -143,7 +152,7 @@ impl Tables {
 #[derive(Clone, Debug, Default)]
 pub struct Database {
     sas: HashMap<SaId, Entry>,
-    policies: HashMap<Selector, PolicySpec>,
+    policies: HashMap<Selector, Installed>,
     backend: Backend,
 }
 
@@ -151,6 +160,15 @@ pub struct Database {
 struct Entry {
     spec: Arc<SaSpec>,
     compiled: Compiled,
+}
+
+/// A policy, and how many packets found no outbound SA there.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    /// The policy.
+    pub spec: PolicySpec,
+    /// Packets; it goes on when the policy is replaced.
+    pub blocked: Arc<AtomicU64>,
 }
 
 /// A compiled SA.
@@ -239,8 +257,14 @@ impl Database {
             };
             next.sas.insert(entry.spec.id, entry);
         }
-        for policy in update.add_policies {
-            next.policies.insert(policy.selector.clone(), policy);
+        for spec in update.add_policies {
+            let before = self.policies.get(&spec.selector);
+            let blocked = before.map(|policy| Arc::clone(&policy.blocked));
+            let policy = Installed {
+                blocked: blocked.unwrap_or_default(),
+                spec,
+            };
+            next.policies.insert(policy.spec.selector.clone(), policy);
         }
         let served = next.served()?;
         next.compile(self, &served, words)?;
@@ -250,7 +274,7 @@ impl Database {
     /// The inbound SAs that policies name.
     fn served(&self) -> Result<HashSet<SaId>, UpdateError> {
         let mut served = HashSet::new();
-        for policy in self.policies.values() {
+        for policy in self.policies() {
             let Action::Protect { outbound, inbound } = &policy.action else {
                 continue;
             };
@@ -347,10 +371,10 @@ impl Database {
             let there = there.filter_map(|id| indices.get(id).copied()).collect();
             tables.peers.push(there);
         }
-        let policies: Vec<_> = self.policies.values().collect();
-        tables.spd = Spd::new(policies.iter().copied());
-        for policy in policies {
-            let policy = match &policy.action {
+        let policies: Vec<_> = self.installed().collect();
+        tables.spd = Spd::new(policies.iter().map(|policy| &policy.spec));
+        for Installed { spec, blocked } in policies {
+            let policy = match &spec.action {
                 Action::Bypass => Policy::Bypass,
                 Action::Discard => Policy::Discard,
                 Action::Protect { outbound, inbound } => {
@@ -360,7 +384,11 @@ impl Database {
                         .filter_map(|id| indices.get(id).copied())
                         .collect();
                     inbound.sort_unstable();
-                    Policy::Protect { outbound, inbound }
+                    Policy::Protect {
+                        outbound,
+                        inbound,
+                        blocked: Arc::clone(blocked),
+                    }
                 }
             };
             tables.policies.push(policy);
@@ -407,6 +435,11 @@ impl Database {
 
     /// The policies.
     pub fn policies(&self) -> impl Iterator<Item = &PolicySpec> + Clone {
+        self.installed().map(|policy| &policy.spec)
+    }
+
+    /// The policies with their counters.
+    pub fn installed(&self) -> impl Iterator<Item = &Installed> + Clone {
         self.policies.values()
     }
 }

@@ -1,28 +1,26 @@
-//! Running: loads the file, owns the state region, answers the control socket, reloads on SIGHUP.
+//! Running: owns the state region and the sockets, starts the threads, reloads on SIGHUP.
 
-use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use culvert_proto::channel::{Channel, ChannelError, Listener, Lock, make_directory};
-use culvert_proto::event::Event;
-use culvert_proto::message::{Changes, KeymgrReply, KeymgrRequest};
-use culvert_proto::status::KeymgrStatus;
+use culvert_proto::channel::{Listener, Lock, make_directory};
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
 use culvert_state::Region;
-use log::{error, info, warn};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use log::{info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::charon::Charon;
+use crate::charon::listen::Bridge;
 use crate::config::{self, Config};
 use crate::events;
+use crate::manager::Manager;
 use crate::push;
+use crate::shared::Shared;
 use crate::state::State;
-use crate::wanted::Wanted;
 
 /// Name and release, as greetings and reports have it.
 pub const PROGRAM: &str = concat!("culvert-keymgr ", env!("CARGO_PKG_VERSION"));
@@ -30,207 +28,22 @@ pub const PROGRAM: &str = concat!("culvert-keymgr ", env!("CARGO_PKG_VERSION"));
 /// File name of the SA state region in the run directory.
 const REGION: &str = "sa-state";
 
-/// Events that the status tells of.
-const EVENTS: usize = 64;
-
-/// How long a reload waits for the datapath to follow, before it answers all the same.
-const FOLLOW: Duration = Duration::from_secs(5);
-
-/// What the threads share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    inner: Mutex<Inner>,
-    changed: Condvar,
-    /// Wakes the pushing thread while it waits for the datapath.
-    pub(crate) wake: EventFd,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    wanted: Wanted,
-    generation: u64,
-    pushed: Option<u64>,
-    problem: Option<String>,
-    last_load: Changes,
-    refused: Option<String>,
-    events: VecDeque<Event>,
-}
-
-impl Shared {
-    /// Keeps an event for the status.
-    pub(crate) fn heard(&self, event: Event) {
-        let mut inner = self.lock();
-        if inner.events.len() == EVENTS {
-            inner.events.pop_front();
-        }
-        inner.events.push_back(event);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // What it holds is replaced whole: a panic elsewhere leaves it consistent.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn wanted(&self) -> (u64, Wanted) {
-        let inner = self.lock();
-        (inner.generation, inner.wanted.clone())
-    }
-
-    pub(crate) fn generation(&self) -> u64 {
-        self.lock().generation
-    }
-
-    pub(crate) fn in_sync(&self, generation: u64) {
-        let mut inner = self.lock();
-        inner.pushed = Some(generation);
-        inner.problem = None;
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn out_of_sync(&self, problem: String) {
-        let mut inner = self.lock();
-        inner.pushed = None;
-        inner.problem = Some(problem);
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn wait_for_change(&self, timeout: Duration) {
-        let inner = self.lock();
-        let generation = inner.generation;
-        let unchanged = |inner: &mut Inner| inner.generation == generation;
-        let _ = self.changed.wait_timeout_while(inner, timeout, unchanged);
-    }
-
-    fn want(&self, wanted: Wanted) -> (u64, Changes) {
-        let mut inner = self.lock();
-        let (_, changes) = inner.wanted.update_to(&wanted);
-        inner.wanted = wanted;
-        inner.generation += 1;
-        inner.last_load = changes;
-        inner.refused = None;
-        self.changed.notify_all();
-        // It fails only if it is set already.
-        let _ = self.wake.write(1);
-        (inner.generation, changes)
-    }
-
-    /// Waits until the datapath has `generation`, or turns out not to follow.
-    fn follow(&self, generation: u64) {
-        let waiting = |inner: &mut Inner| {
-            inner.problem.is_none() && inner.pushed.is_none_or(|pushed| pushed < generation)
-        };
-        let _ = self
-            .changed
-            .wait_timeout_while(self.lock(), FOLLOW, waiting);
-    }
-}
+/// How often it is noted which SAs are used: as exact as charon's clock.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Where things are.
 #[derive(Clone, Debug)]
 pub struct Paths {
     /// The file of SAs and policies.
     pub config: PathBuf,
+    /// Whether it may be missing: nobody has named it, and keys may come from elsewhere.
+    pub config_may_be_missing: bool,
     /// Sockets, lock, SA state region.
     pub run: PathBuf,
     /// What must survive a reboot.
     pub state: PathBuf,
-}
-
-/// The key manager.
-struct Manager {
-    paths: Paths,
-    started: Instant,
-    shared: Arc<Shared>,
-    state: Mutex<State>,
-}
-
-impl Manager {
-    /// Reads the file again and makes it what is wanted, or leaves all as it is. Returns the generation to
-    /// wait for, and what changed.
-    fn load(&self) -> Result<(u64, Changes)> {
-        let result = self.try_load();
-        if let Err(error) = &result {
-            error!("refused, what ran goes on:\n{error:#}");
-            self.shared.lock().refused = Some(format!("{error:#}"));
-        }
-        result
-    }
-
-    fn try_load(&self) -> Result<(u64, Changes)> {
-        let config = config::load(&self.paths.config)?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = state.give(config, &self.shared.lock().wanted)?;
-        let (generation, changes) = self.shared.want(wanted);
-        drop(state);
-        info!(
-            "loaded {}: SAs {} added, {} changed, {} removed; policies {} added, {} changed, {} removed",
-            self.paths.config.display(),
-            changes.sas_added,
-            changes.sas_changed,
-            changes.sas_removed,
-            changes.policies_added,
-            changes.policies_changed,
-            changes.policies_removed
-        );
-        Ok((generation, changes))
-    }
-
-    /// Reads the file for the first time. Nothing runs yet that could go on, so a bad file ends the start; but
-    /// keys that must not be used only block what they would have protected.
-    fn load_at_start(&self) -> Result<()> {
-        let config = config::load(&self.paths.config).context("not started")?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (wanted, problem) = state
-            .give_at_start(config)
-            .context("not started, what the datapath has goes on")?;
-        let (sas, policies) = (wanted.sas.len(), wanted.policies.len());
-        self.shared.want(wanted);
-        info!(
-            "loaded {}: {sas} SAs, {policies} policies",
-            self.paths.config.display()
-        );
-        if let Some(problem) = problem {
-            error!("left out, what they would protect is blocked:\n{problem}");
-            self.shared.lock().refused = Some(problem);
-        }
-        Ok(())
-    }
-
-    fn status(&self) -> KeymgrStatus {
-        let inner = self.shared.lock();
-        KeymgrStatus {
-            program: PROGRAM.to_owned(),
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs_f64(),
-            source: self.paths.config.display().to_string(),
-            sas: inner.wanted.sas.len(),
-            policies: inner.wanted.policies.len(),
-            datapath_in_sync: inner.pushed == Some(inner.generation),
-            datapath_problem: inner.problem.clone(),
-            last_load: inner.last_load,
-            refused: inner.refused.clone(),
-            events: inner.events.iter().cloned().collect(),
-        }
-    }
-
-    fn converse(&self, mut channel: Channel) -> Result<(), ChannelError> {
-        channel.greeted::<KeymgrRequest, KeymgrReply>(PROGRAM)?;
-        while let Some(request) = channel.receive()? {
-            let reply = match request {
-                KeymgrRequest::Hello(_) => return Err(ChannelError::Unexpected),
-                KeymgrRequest::Status => KeymgrReply::Status(Box::new(self.status())),
-                KeymgrRequest::Reload => match self.load() {
-                    Ok((generation, changes)) => {
-                        self.shared.follow(generation);
-                        KeymgrReply::Reloaded(changes)
-                    }
-                    Err(error) => KeymgrReply::Refused(format!("{error:#}")),
-                },
-            };
-            channel.send(&reply)?;
-        }
-        Ok(())
-    }
+    /// The socket of strongSwan's plugin.
+    pub bridge: PathBuf,
 }
 
 /// Checks the file without using it.
@@ -259,24 +72,29 @@ pub fn run(paths: Paths) -> Result<()> {
         warn!("SA state region begun anew: {why}");
     }
     let for_push = Region::from_fd(region.as_fd().try_clone_to_owned()?)?;
-    let shared = Arc::new(Shared {
-        inner: Mutex::default(),
-        changed: Condvar::new(),
-        wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
-    });
-    let manager = Arc::new(Manager {
-        started: Instant::now(),
-        shared: Arc::clone(&shared),
-        state: Mutex::new(State::new(region, &paths.state)?),
-        paths,
-    });
+    let shared = Arc::new(Shared::new()?);
+    let state = State::new(region, &paths.state)?;
+    let charon = Charon::open(&paths.run).context("peers to be held")?;
+    let [datapath, control] = [DATAPATH_SOCKET, KEYMGR_SOCKET].map(|socket| paths.run.join(socket));
+    let bridge = Bridge::bind(&paths.bridge)
+        .with_context(|| format!("strongSwan's socket {}", paths.bridge.display()))?;
+    let bridge_path = paths.bridge.clone();
+    let manager = Arc::new(Manager::new(paths, Arc::clone(&shared), state, charon)?);
     manager.load_at_start()?;
 
-    let socket = manager.paths.run.join(DATAPATH_SOCKET);
-    let (listening, where_to) = (Arc::clone(&shared), socket.clone());
-    spawn("push", move || push::run(&shared, &for_push, &socket))?;
-    spawn("events", move || events::run(&listening, &where_to))?;
-    let control = manager.paths.run.join(KEYMGR_SOCKET);
+    let where_to = datapath.clone();
+    spawn("push", move || push::run(&shared, &for_push, &where_to))?;
+    let listening = Arc::clone(&manager);
+    spawn("events", move || events::run(&listening, &datapath))?;
+    let ticking = Arc::clone(&manager);
+    spawn("tick", move || {
+        loop {
+            std::thread::sleep(TICK);
+            ticking.tick();
+        }
+    })?;
+    let served = Arc::clone(&manager);
+    spawn("bridge", move || bridge.serve(&served))?;
     let listener = Listener::bind(&control).context("control socket")?;
     let served = Arc::clone(&manager);
     spawn("accept", move || serve(&listener, &served))?;
@@ -291,20 +109,28 @@ pub fn run(paths: Paths) -> Result<()> {
         let _ = manager.load();
     }
     // A clean end leaves no socket behind.
-    let _ = std::fs::remove_file(control);
+    for socket in [control, bridge_path] {
+        let _ = std::fs::remove_file(socket);
+    }
     Ok(())
 }
 
+/// Connections of the control socket at once. One at a time is not enough, as a reload may wait; more than a few
+/// are people's scripts gone wild.
+const CONNECTIONS: usize = 16;
+
 fn serve(listener: &Listener, manager: &Arc<Manager>) {
+    let open = Arc::new(());
     loop {
+        let ticket = Arc::clone(&open);
         match listener.accept() {
-            // One at a time is not enough, as a reload may wait; more than a few are people's scripts gone wild.
-            Ok(_) if Arc::strong_count(manager) > 16 => {
+            Ok(_) if Arc::strong_count(&open) > CONNECTIONS + 1 => {
                 warn!("control socket: too many connections");
             }
             Ok(channel) => {
                 let manager = Arc::clone(manager);
                 let spawned = spawn("control", move || {
+                    let _ticket = ticket;
                     if let Err(error) = manager.converse(channel) {
                         warn!("control connection ended: {error}");
                     }
@@ -323,7 +149,7 @@ fn serve(listener: &Listener, manager: &Arc<Manager>) {
 }
 
 /// A thread that nobody waits for: it ends with the process.
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(work)

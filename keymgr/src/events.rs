@@ -1,5 +1,6 @@
-//! What the datapath tells: lifetimes that are reached, peers that have moved. Static keys have nobody who would
-//! replace them, so it is said in the log and in the status.
+//! What the datapath tells: lifetimes that are reached, peers that have moved, packets for which there is no SA. That is
+//! for charon, if it is about what charon has installed. Static keys have nobody who would replace them, so it is said
+//! in the log and in the status.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,23 +10,24 @@ use culvert_proto::event::Event;
 use culvert_proto::message::{DatapathReply, DatapathRequest};
 use log::{info, warn};
 
-use crate::daemon::{PROGRAM, Shared};
+use crate::daemon::PROGRAM;
+use crate::manager::Manager;
 
 /// Pause before the datapath is asked again that was not there. It tells then what happened meanwhile.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens for ever. That the datapath is away, the pushing thread says.
-pub(crate) fn run(shared: &Shared, socket: &Path) {
+pub(crate) fn run(manager: &Manager, socket: &Path) {
     let mut heard = None;
     loop {
-        let _ = listen(shared, socket, &mut heard);
+        let _ = listen(manager, socket, &mut heard);
         std::thread::sleep(PAUSE);
     }
 }
 
 /// One connection, for as long as it lasts. `heard` is the number of the last event, and whose.
 fn listen(
-    shared: &Shared,
+    manager: &Manager,
     socket: &Path,
     heard: &mut Option<(String, u64)>,
 ) -> Result<std::convert::Infallible, ChannelError> {
@@ -50,8 +52,10 @@ fn listen(
             warn!("{} events of the datapath were lost", events.lost);
         }
         for event in events.list {
-            tell(&event);
-            shared.heard(event);
+            if !manager.alter(|sources| sources.charon.hear(&event)) {
+                tell(&event);
+                manager.shared.heard(event);
+            }
         }
         last = events.last;
         *heard = Some((whose.clone(), last));
@@ -74,5 +78,7 @@ fn tell(event: &Event) {
             "{sa}: the peer behind NAT sends from {} now",
             std::net::SocketAddr::new(*address, *port)
         ),
+        // The status has it, with what is missing.
+        Event::Wanted { .. } => {}
     }
 }

@@ -2,16 +2,20 @@
 //! region, and keeps the datapath at what is wanted.
 //!
 //! [`config`] reads the file of static SAs, whole or not at all; [`used_keys`] remembers static keys across
-//! reboots; [`wanted`] finds what changed; [`push`] brings it to the datapath; `events` hears of
-//! lifetimes and of peers that move; [`daemon`] runs it all.
+//! reboots; `charon` has what strongSwan negotiates. `manager` joins both; [`wanted`] finds what changed; [`push`]
+//! brings it to the datapath; `events` hears of lifetimes, peers that move and SAs that are missing; [`daemon`] runs
+//! it all.
 
+mod charon;
 pub mod config;
 pub mod daemon;
 mod entry;
 mod events;
 mod keys;
+mod manager;
 mod policy_entry;
 pub mod push;
+mod shared;
 mod state;
 pub mod used_keys;
 pub mod wanted;

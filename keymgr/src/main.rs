@@ -7,20 +7,23 @@ use clap::Parser;
 use culvert_keymgr::{config, daemon, used_keys};
 use culvert_proto::RUN_DIRECTORY;
 
-/// Gives culvert-datapath its SAs and policies, and keeps the state that must outlive it. SIGHUP and
-/// `culvert reload` read the file again.
+/// Gives culvert-datapath its SAs and policies, from a file and from strongSwan, and keeps the state that must
+/// outlive it. SIGHUP and `culvert reload` read the file again.
 #[derive(Parser)]
 #[command(name = "culvert-keymgr", version)]
 struct Arguments {
-    /// File of SAs and policies
-    #[arg(long, value_name = "FILE", default_value = config::PATH)]
-    config: PathBuf,
+    /// File of static SAs and policies; if none is named, /etc/culvert/keymgr.toml, which may be missing
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Where the control sockets and the SA state are; must be cleared by a reboot
     #[arg(long, value_name = "DIR", default_value = RUN_DIRECTORY)]
     run_dir: PathBuf,
     /// Where the list of used keys is; must survive a reboot
     #[arg(long, value_name = "DIR", default_value = used_keys::STATE_DIRECTORY)]
     state_dir: PathBuf,
+    /// Where strongSwan's plugin finds us
+    #[arg(long, value_name = "SOCKET", default_value = culvert_bridge::SOCKET)]
+    bridge: PathBuf,
     /// Check the file and end
     #[arg(long)]
     check: bool,
@@ -44,11 +47,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let config_may_be_missing = arguments.config.is_none();
+    let path = arguments.config.unwrap_or_else(|| config::PATH.into());
     if arguments.check {
-        let config = daemon::check(&arguments.config)?;
+        let config = daemon::check(&path)?;
         println!(
             "{}: good; SAs: {}, policies: {}",
-            arguments.config.display(),
+            path.display(),
             config.sas.len(),
             config.policies.len()
         );
@@ -58,7 +63,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         anyhow::bail!("needs root: its sockets and its state are root's");
     }
     daemon::run(daemon::Paths {
-        config: arguments.config,
+        config: path,
+        config_may_be_missing,
+        bridge: arguments.bridge,
         run: arguments.run_dir,
         state: arguments.state_dir,
     })

@@ -7,10 +7,11 @@ use std::time::Duration;
 use culvert_proto::channel::{Channel, ChannelError};
 use culvert_proto::message::{DatapathReply, DatapathRequest};
 use culvert_state::Region;
-use log::{info, warn};
+use log::{Level, log, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::daemon::{PROGRAM, Shared};
+use crate::daemon::PROGRAM;
+use crate::shared::Shared;
 use crate::wanted::{Wanted, split};
 
 /// Records a message: an SA is some 150 bytes, so this stays far below the limit.
@@ -70,7 +71,10 @@ fn serve(
                 channel.send(&DatapathRequest::Update(message))?;
                 done(&mut channel)?;
             }
-            info!(
+            // With negotiated keys there are some in every rekeying.
+            let level = if reset { Level::Info } else { Level::Debug };
+            log!(
+                level,
                 "datapath has {} SAs and {} policies ({} SAs added, {} changed, {} removed)",
                 wanted.sas.len(),
                 wanted.policies.len(),

@@ -81,6 +81,40 @@ impl State {
         Ok((wanted, (!text.is_empty()).then_some(text)))
     }
 
+    /// Gives a negotiated SA its state, which no key before it has had. Its key is in no file, so that a reboot
+    /// forgets it and its numbers together.
+    ///
+    /// # Errors
+    /// The key was in use before; there is no room.
+    pub(crate) fn claim_fresh(&mut self, sa: &mut SaSpec) -> Result<()> {
+        let fingerprint = fingerprint(sa);
+        if self.region.knows(&fingerprint) || self.used.contains(&fingerprint) {
+            bail!("its key was in use before; under one key no sequence number may come twice");
+        }
+        let claim = self.region.claim(fingerprint, kind(sa))?;
+        let words = self.region.words(claim.offset, claim.words)?;
+        words[both::ADDED].store(now(), Ordering::Relaxed);
+        sa.state = StateRef {
+            offset: claim.offset,
+            words: claim.words,
+        };
+        Ok(())
+    }
+
+    /// A negotiated SA is gone.
+    pub(crate) fn retire(&mut self, sa: &SaSpec) {
+        self.region.retire(&fingerprint(sa));
+    }
+
+    /// Packets and bytes that went under an SA.
+    pub(crate) fn counts(&self, sa: &SaSpec) -> (u64, u64) {
+        let Ok(words) = self.region.words(sa.state.offset, sa.state.words) else {
+            return (0, 0);
+        };
+        let read = |at: usize| words[at].load(Ordering::Relaxed);
+        (read(both::PACKETS), read(both::BYTES))
+    }
+
     fn refused(&self, config: &Config) -> Refused {
         let mut refused = Refused::default();
         for sa in &config.sas {
@@ -158,7 +192,7 @@ impl State {
 }
 
 /// Milliseconds of the monotonic clock, which the datapath's lifetimes count in.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     use nix::time::{ClockId, clock_gettime};
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(1, |time| {
         let milliseconds = std::time::Duration::from(time).as_millis();

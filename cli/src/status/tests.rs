@@ -1,7 +1,11 @@
 use super::*;
 use culvert_proto::message::Changes;
-use culvert_proto::sa::{Cipher, Direction, Lifetime, SaId, Selector, Spi, UdpEncapsulation};
-use culvert_proto::status::{PortStatus, WorkerStatus};
+use culvert_proto::sa::{
+    Action, Cipher, Direction, Geneve, Lifetime, SaId, Selector, Spi, UdpEncapsulation,
+};
+use culvert_proto::status::{
+    CharonStatus, PolicyStatus, PortStatus, SaStatus, TunnelStatus, WorkerStatus,
+};
 
 fn sa(spi: u32, direction: Direction, sequence: u64, esn: bool) -> SaStatus {
     SaStatus {
@@ -41,6 +45,7 @@ fn policy(host: u8, outbound: Option<u32>) -> PolicyStatus {
             outbound: outbound.map(|spi| sa(Direction::Out, spi, remote)),
             inbound: vec![sa(Direction::In, 0x2001, local)],
         },
+        blocked: 0,
         protected_by: if outbound.is_some() {
             "culvert"
         } else {
@@ -98,6 +103,10 @@ fn keymgr() -> KeymgrStatus {
         last_load: Changes::default(),
         refused: None,
         events: Vec::new(),
+        charon: None,
+        tunnels: Vec::new(),
+        held: Vec::new(),
+        charon_refused: std::collections::BTreeMap::new(),
     }
 }
 
@@ -212,4 +221,84 @@ fn encapsulation_shows_its_ports() {
         text.contains("192.0.2.1:4500") && text.contains("192.0.2.2:4501"),
         "{text}"
     );
+}
+
+/// A policy of strongSwan's.
+fn negotiated(host: u8, geneve: Geneve, outbound: Option<u32>) -> (PolicyStatus, TunnelStatus) {
+    let mut policy = policy(host, outbound);
+    policy.selector.geneve = geneve;
+    let tunnel = TunnelStatus {
+        selector: policy.selector.clone(),
+        source: "strongSwan".to_owned(),
+        ike_peer: Some([192, 0, 2, host].into()),
+        reqid: Some(7),
+        trap: true,
+    };
+    (policy, tunnel)
+}
+
+#[test]
+fn a_negotiated_tunnel_shows_peer_age_and_rekeying() {
+    let (mut datapath, mut keymgr) = (datapath(), keymgr());
+    let pairs = [Geneve::Local, Geneve::Remote].map(|geneve| negotiated(2, geneve, Some(0x1001)));
+    (datapath.policies, keymgr.tunnels) = pairs.into_iter().unzip();
+    datapath.sas[0].lifetime.soft.seconds = Some(3670);
+    datapath.sas[0].lifetime.soft.bytes = Some(1_007_000);
+    // It is being replaced.
+    datapath.sas[0].state = "expiring".to_owned();
+    keymgr.charon = Some(CharonStatus {
+        program: "strongSwan 5.9.8".to_owned(),
+        connected: true,
+        sas: 2,
+        policies: 2,
+    });
+    let report = Report::new(Ok(datapath), Ok(keymgr));
+    assert_eq!(report.problems, [""; 0]);
+    let text = view::text(&report, false);
+    for wanted in [
+        "strongSwan  192.0.2.2",
+        "1 min 10 s",
+        "1 h 0 min or 1.0 MB",
+        "from us",
+        "5.9.8",
+    ] {
+        assert!(text.contains(wanted), "{wanted}:\n{text}");
+    }
+}
+
+#[test]
+fn what_strongswan_has_not_negotiated_is_named() {
+    let (mut datapath, mut keymgr) = (datapath(), keymgr());
+    let pairs = [
+        negotiated(2, Geneve::Either, None),
+        negotiated(3, Geneve::Either, None),
+        // One child of two, and one that is too narrow.
+        negotiated(4, Geneve::Remote, Some(0x1001)),
+        negotiated(5, Geneve::Both, Some(0x1001)),
+    ];
+    (datapath.policies, keymgr.tunnels) = pairs.into_iter().unzip();
+    datapath.policies[1].blocked = 9;
+    keymgr.held = vec!["192.0.2.9/32".parse().unwrap()];
+    keymgr.charon_refused = [("192.0.2.8".to_owned(), "AES_CBC is not served".to_owned())].into();
+    keymgr.charon = Some(CharonStatus {
+        program: "strongSwan 5.9.8".to_owned(),
+        connected: false,
+        sas: 2,
+        policies: 2,
+    });
+    let report = Report::new(Ok(datapath), Ok(keymgr));
+    let text = report.problems.join("\n");
+    for wanted in [
+        "192.0.2.1 to 192.0.2.3 is blocked: strongSwan has negotiated no outbound SA for it (9 packets dropped)",
+        "Geneve from 192.0.2.4 to 192.0.2.1 is blocked: no policy is for it",
+        "Geneve from 192.0.2.5 to 192.0.2.1 is blocked",
+        "Geneve from 192.0.2.1 to 192.0.2.5 is blocked",
+        "culvert release 192.0.2.9",
+        "AES_CBC is not served",
+        "is not connected",
+    ] {
+        assert!(text.contains(wanted), "{wanted}:\n{text}");
+    }
+    assert_eq!(report.problems.len(), 7, "{text}");
+    assert!(view::text(&report, false).contains("waits for a packet"));
 }

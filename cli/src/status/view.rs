@@ -1,14 +1,16 @@
 //! The report as a screen of text.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use culvert_packet::reason::DropReason;
 use culvert_proto::policy::short;
-use culvert_proto::sa::{Action, Direction, Geneve, Selector, UdpEncapsulation};
+use culvert_proto::sa::{Action, Direction, Geneve, Selector, Spi, UdpEncapsulation};
 use culvert_proto::status::{DatapathStatus, KeymgrStatus, SaStatus};
 
-use super::{Report, is_protected};
+use super::Report;
+use super::problems::{Tunnels, is_protected, tunnels, waits};
 use crate::ask::{DATAPATH, KEYMGR};
 use crate::table::{Table, bytes, duration};
 
@@ -20,7 +22,8 @@ pub(super) fn text(report: &Report, all: bool) -> String {
     if let Some(datapath) = &report.datapath {
         parts.push(ports(datapath));
         parts.push(workers(datapath));
-        parts.push(policies(datapath, all));
+        let tunnels = tunnels(report.keymgr.as_ref());
+        parts.push(policies(datapath, &tunnels, all));
         parts.push(sas(datapath, all));
         parts.push(drops(datapath));
     }
@@ -70,8 +73,13 @@ fn daemons(report: &Report) -> String {
 }
 
 fn keymgr(status: &KeymgrStatus) -> String {
+    let charon = match &status.charon {
+        Some(charon) if charon.connected => format!(" and {}", charon.program),
+        Some(charon) => format!(" and {} (GONE)", charon.program),
+        None => String::new(),
+    };
     format!(
-        "{}: {} SA{}, {} polic{}; datapath {}",
+        "{}{charon}: {} SA{}, {} polic{}; datapath {}",
         status.source,
         status.sas,
         if status.sas == 1 { "" } else { "s" },
@@ -126,36 +134,86 @@ fn workers(status: &DatapathStatus) -> String {
     table.text()
 }
 
-fn policies(status: &DatapathStatus, all: bool) -> String {
+fn policies(status: &DatapathStatus, tunnels: &Tunnels<'_>, all: bool) -> String {
     if status.policies.is_empty() {
         return "No policies: no Geneve is protected\n".to_owned();
     }
-    let mut table = Table::new(&["GENEVE BETWEEN", "AND", "PROTECTED BY", "OUT", "IN", "ONLY"]);
+    let mut table = Table::new(&[
+        "GENEVE BETWEEN",
+        "AND",
+        "ONLY",
+        "PROTECTED BY",
+        "KEYS FROM",
+        "IKE PEER",
+        ">AGE",
+        ">REKEY IN",
+    ]);
+    let outbound: HashMap<(Spi, IpAddr), &SaStatus> = status
+        .sas
+        .iter()
+        .filter(|sa| sa.direction == Direction::Out)
+        .map(|sa| ((sa.spi, sa.destination), sa))
+        .collect();
     // What is blocked first, so that it is on the screen.
     let mut sorted: Vec<_> = status.policies.iter().collect();
     sorted.sort_by_key(|policy| is_protected(policy));
     let shown = if all { sorted.len() } else { ROWS };
     for policy in sorted.iter().take(shown) {
-        let (outbound, inbound) = match &policy.action {
-            Action::Protect { outbound, inbound } => (*outbound, &inbound[..]),
-            Action::Bypass | Action::Discard => (None, &[][..]),
+        let tunnel = tunnels.get(&policy.selector);
+        let sa = match &policy.action {
+            Action::Protect { outbound, .. } => *outbound,
+            Action::Bypass | Action::Discard => None,
         };
-        let inbound: Vec<_> = inbound.iter().map(|sa| sa.spi.to_string()).collect();
-        let inbound = match &inbound[..] {
-            [] => "-".to_owned(),
-            list if list.len() > 3 && !all => format!("{} and {} more", list[0], list.len() - 1),
-            list => list.join(" "),
+        let sa = sa.and_then(|id| outbound.get(&(id.spi, id.destination)));
+        let none = || "-".to_owned();
+        let protected_by = if !is_protected(policy) && waits(policy, tunnel) {
+            "none (waits for a packet)".to_owned()
+        } else {
+            policy.protected_by.clone()
         };
         table.row([
             short(&policy.selector.local),
             short(&policy.selector.remote),
-            policy.protected_by.clone(),
-            outbound.map_or("-".to_owned(), |sa| sa.spi.to_string()),
-            inbound,
             only(&policy.selector),
+            protected_by,
+            tunnel.map_or_else(none, |tunnel| tunnel.source.clone()),
+            tunnel
+                .and_then(|tunnel| tunnel.ike_peer)
+                .map_or_else(none, |peer| peer.to_string()),
+            sa.map_or_else(none, |sa| duration(seconds(sa.age_seconds))),
+            sa.map_or_else(none, |sa| rekey(sa)),
         ]);
     }
     table.text() + &more(sorted.len(), shown, "policies")
+}
+
+/// What is left until the SA asks to be replaced: time, bytes, packets, whichever has a limit.
+fn rekey(sa: &SaStatus) -> String {
+    let limits = &sa.lifetime.soft;
+    let parts = [
+        limits
+            .seconds
+            .map(|limit| duration(seconds(limit.saturating_sub(sa.age_seconds)))),
+        limits
+            .bytes
+            .map(|limit| bytes(limit.saturating_sub(sa.bytes))),
+        limits
+            .packets
+            .map(|limit| format!("{} packets", limit.saturating_sub(sa.packets))),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() {
+        return "-".to_owned();
+    }
+    parts.join(" or ")
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "for people, who count no seconds beyond thousands of years"
+)]
+fn seconds(whole: u64) -> f64 {
+    whole as f64
 }
 
 /// What a policy asks for beside the addresses.
@@ -165,6 +223,7 @@ fn only(selector: &Selector) -> String {
         Geneve::Either => {}
         Geneve::Local => parts.push("to us".to_owned()),
         Geneve::Remote => parts.push("from us".to_owned()),
+        Geneve::Both => parts.push("both ports 6081".to_owned()),
     }
     if !selector.vnis.is_empty() {
         let ranges: Vec<_> = selector.vnis.iter().map(ToString::to_string).collect();

@@ -34,11 +34,14 @@ fn watched(direction: Direction, esn: bool, lifetime: Lifetime) -> Arc<WatchList
     let state = Words::on_heap(words);
     state[both::ADDED].store(AT, Ordering::Relaxed);
     let spec = Arc::new(spec);
-    Arc::new(WatchList(vec![Watched { spec, state }]))
+    Arc::new(WatchList {
+        sas: vec![Watched { spec, state }],
+        lacking: Vec::new(),
+    })
 }
 
 fn set(list: &Arc<WatchList>, at: usize, value: u64) {
-    list.0[0].state[at].store(value, Ordering::Relaxed);
+    list.sas[0].state[at].store(value, Ordering::Relaxed);
 }
 
 /// What is told at the next look.
@@ -55,7 +58,7 @@ fn told(
         .into_iter()
         .filter_map(|event| match event {
             Event::Expired { hard, limit, .. } => Some((hard, limit)),
-            Event::Moved { .. } => None,
+            Event::Moved { .. } | Event::Wanted { .. } => None,
         })
         .collect()
 }
@@ -98,7 +101,7 @@ fn each_limit_is_told_of_once_soft_and_hard() {
         assert_eq!(use_up(11), []);
         assert_eq!(use_up(20), [(true, limit)]);
         assert_eq!(use_up(21), []);
-        assert_eq!(read(&list.0[0].state, both::STATE), both::EXPIRED);
+        assert_eq!(read(&list.sas[0].state, both::STATE), both::EXPIRED);
     }
 }
 
@@ -153,7 +156,7 @@ fn a_peer_that_moved_is_told_of_with_its_address() {
     assert_eq!(
         events,
         [Event::Moved {
-            sa: list.0[0].spec.id,
+            sa: list.sas[0].spec.id,
             address: [192, 0, 2, 9].into(),
             port: 1234,
         }]
@@ -164,7 +167,7 @@ fn a_peer_that_moved_is_told_of_with_its_address() {
 fn whoever_asks_gets_what_is_new_or_waits() {
     let journal = Journal::default();
     let event = |port| Event::Moved {
-        sa: watched(Direction::In, true, Lifetime::default()).0[0]
+        sa: watched(Direction::In, true, Lifetime::default()).sas[0]
             .spec
             .id,
         address: [192, 0, 2, 9].into(),
@@ -188,4 +191,41 @@ fn whoever_asks_gets_what_is_new_or_waits() {
     }
     let rest = journal.after(3, Duration::ZERO);
     assert_eq!((rest.lost, rest.list.len()), (1, REMEMBERED));
+}
+
+#[test]
+fn a_policy_without_an_sa_is_wanted_when_packets_come_and_again_later() {
+    let selector = Selector::hosts([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+    let blocked = Arc::new(AtomicU64::new(5));
+    let list = |blocked: &Arc<AtomicU64>| {
+        Arc::new(WatchList {
+            sas: Vec::new(),
+            lacking: vec![Lacking {
+                selector: selector.clone(),
+                blocked: Arc::clone(blocked),
+                before: blocked.load(Ordering::Relaxed),
+            }],
+        })
+    };
+    let (mut monitor, journal) = (Monitor::default(), Journal::default());
+    let mut events = |list: &Arc<WatchList>, now: u64| {
+        let before = journal.after(u64::MAX, Duration::ZERO).last;
+        monitor.look(list, now, &journal);
+        journal.after(before, Duration::ZERO).list.len()
+    };
+    let first = list(&blocked);
+    assert_eq!(events(&first, AT), 0, "they came before");
+    blocked.fetch_add(1, Ordering::Relaxed);
+    assert_eq!(events(&first, AT), 1);
+    blocked.fetch_add(1, Ordering::Relaxed);
+    assert_eq!(events(&first, AT + 999), 0);
+    assert_eq!(events(&first, AT + 1000), 1);
+    assert_eq!(events(&first, AT + 5000), 0, "nobody asks any more");
+    // Another list, while it lacks an SA still, forgets nothing.
+    blocked.fetch_add(1, Ordering::Relaxed);
+    let second = list(&blocked);
+    assert_eq!(events(&second, AT + 6000), 1);
+    // It had an SA, and has none again.
+    assert_eq!(events(&Arc::default(), AT + 6050), 0);
+    assert_eq!(events(&list(&blocked), AT + 6100), 0);
 }

@@ -23,6 +23,7 @@ fn oracle(policies: &[PolicySpec], query: &Query) -> Option<u32> {
                 Geneve::Either => true,
                 Geneve::Local => query.sides != Sides::Remote,
                 Geneve::Remote => query.sides != Sides::Local,
+                Geneve::Both => query.sides == Sides::Both,
             };
             let mut vnis = selector.vnis.iter();
             side && selector.local.contains(&local)
@@ -109,7 +110,12 @@ fn policies() -> impl Strategy<Value = Vec<PolicySpec>> {
     let prefixes = any::<bool>().prop_flat_map(|v4| (prefix(v4), prefix(v4)));
     let mixed = (prefix(true), prefix(false));
     let prefixes = prop_oneof![20 => prefixes, 1 => mixed];
-    let geneve = select(vec![Geneve::Either, Geneve::Local, Geneve::Remote]);
+    let geneve = select(vec![
+        Geneve::Either,
+        Geneve::Local,
+        Geneve::Remote,
+        Geneve::Both,
+    ]);
     let policy =
         (prefixes, geneve, vnis(), 0..4_u32).prop_map(|((local, remote), geneve, vnis, order)| {
             let mut policy = policy(order, &local, &remote, geneve, &[]);

@@ -165,10 +165,7 @@ impl Channel {
     /// # Errors
     /// It is not.
     pub fn new(stream: UnixStream) -> Result<Self, ChannelError> {
-        let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
-        if peer.uid() != 0 {
-            return Err(ChannelError::Stranger(peer.uid()));
-        }
+        check_peer(&stream)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Self {
@@ -364,6 +361,16 @@ impl AsFd for Channel {
     }
 }
 
+/// Only root may speak here.
+fn check_peer(stream: &UnixStream) -> Result<(), ChannelError> {
+    let peer = getsockopt(stream, sockopt::PeerCredentials)?;
+    if peer.uid() == 0 {
+        Ok(())
+    } else {
+        Err(ChannelError::Stranger(peer.uid()))
+    }
+}
+
 #[expect(unsafe_code, reason = "recvmsg gives descriptors as numbers")]
 fn adopt(descriptor: i32) -> OwnedFd {
     // SAFETY: the kernel has just made this descriptor for us, and nobody else has its number.
@@ -424,8 +431,17 @@ impl Listener {
     /// # Errors
     /// The kernel has none, or the peer is not root.
     pub fn accept(&self) -> Result<Channel, ChannelError> {
+        Channel::new(self.accept_stream()?)
+    }
+
+    /// The next connection, for another protocol than this one.
+    ///
+    /// # Errors
+    /// As [`Listener::accept`].
+    pub fn accept_stream(&self) -> Result<UnixStream, ChannelError> {
         let (stream, _) = self.listener.accept()?;
-        Channel::new(stream)
+        check_peer(&stream)?;
+        Ok(stream)
     }
 }
 

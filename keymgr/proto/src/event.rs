@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sa::SaId;
+use crate::sa::{SaId, Selector};
 
-/// Something that happened to an SA.
+/// Something that happened to an SA, or for lack of one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// A lifetime was reached.
@@ -27,6 +27,11 @@ pub enum Event {
         address: IpAddr,
         /// Port that it sends from now.
         port: u16,
+    },
+    /// Packets want a policy that has no outbound SA. Said again every second while they do.
+    Wanted {
+        /// The policy.
+        selector: Selector,
     },
 }
 

@@ -1,5 +1,6 @@
 //! Requests and replies.
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Events;
@@ -76,6 +77,9 @@ pub enum KeymgrRequest {
     Reload,
     /// Report.
     Status,
+    /// Let go of peers that are held: Geneve to them is in clear then, unless other policies say otherwise. `None`:
+    /// all of them. Answered by `Released`.
+    Release(Option<IpNet>),
 }
 
 /// From the key manager.
@@ -89,6 +93,8 @@ pub enum KeymgrReply {
     Refused(String),
     /// Report.
     Status(Box<KeymgrStatus>),
+    /// Let go of these.
+    Released(Vec<IpNet>),
 }
 
 /// What a reload changed.

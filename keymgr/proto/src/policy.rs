@@ -67,6 +67,8 @@ pub enum Geneve {
     Local,
     /// The peer's: what we send to its tunnel.
     Remote,
+    /// Both sides': hardly any tunnel, as the source port is made of the flow. IKE may negotiate it all the same.
+    Both,
 }
 
 /// Which packets a policy is for. All of them are UDP with port 6081 on one side.
@@ -102,6 +104,7 @@ impl fmt::Display for Selector {
             Geneve::Either => {}
             Geneve::Local => f.write_str(" local port 6081")?,
             Geneve::Remote => f.write_str(" remote port 6081")?,
+            Geneve::Both => f.write_str(" both ports 6081")?,
         }
         for (number, range) in self.vnis.iter().enumerate() {
             write!(f, "{}{range}", if number == 0 { " vni " } else { "," })?;

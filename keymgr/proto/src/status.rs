@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
@@ -126,6 +127,8 @@ pub struct PolicyStatus {
     pub order: u32,
     /// What is done with them.
     pub action: Action,
+    /// Packets from this host that were dropped because it has no outbound SA.
+    pub blocked: u64,
     /// `culvert`, `none (dropping)` where an SA is missing, or what the policy does instead of protecting.
     pub protected_by: String,
 }
@@ -155,4 +158,41 @@ pub struct KeymgrStatus {
     pub refused: Option<String>,
     /// The last events, oldest first.
     pub events: Vec<Event>,
+    /// The charon that gives keys, if there is one.
+    pub charon: Option<CharonStatus>,
+    /// Where the policies come from.
+    pub tunnels: Vec<TunnelStatus>,
+    /// Peers that had policies of a charon and have none any more: Geneve to them is dropped until there is one
+    /// again, or they are released.
+    pub held: Vec<IpNet>,
+    /// What a charon wanted and did not get, by the peer: the last of each.
+    pub charon_refused: BTreeMap<String, String>,
+}
+
+/// A charon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CharonStatus {
+    /// Name and release, of it and of the plugin.
+    pub program: String,
+    /// Whether it is connected; if not, what it has installed goes on until it comes back.
+    pub connected: bool,
+    /// SAs that it has installed.
+    pub sas: usize,
+    /// Policies that it has installed, both directions counted.
+    pub policies: usize,
+}
+
+/// Where a policy comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    /// The policy.
+    pub selector: Selector,
+    /// Source of its keys: `file` or `strongSwan`; `held` if it only blocks what had a policy before.
+    pub source: String,
+    /// The peer that the keys were negotiated with.
+    pub ike_peer: Option<IpAddr>,
+    /// What ties its SAs to it in IKE.
+    pub reqid: Option<u32>,
+    /// Whether a first packet starts the negotiation.
+    pub trap: bool,
 }

@@ -53,7 +53,7 @@ fn policy(input: &mut &[u8]) -> Option<PolicySpec> {
         selector: Selector {
             local: prefix(kind & 1 == 0, seeds[0], *local),
             remote: prefix(kind & 2 == 0, seeds[1], *remote),
-            geneve: [Geneve::Either, Geneve::Local, Geneve::Remote][usize::from(kind >> 2) % 3],
+            geneve: [Geneve::Either, Geneve::Local, Geneve::Remote, Geneve::Both][usize::from(kind >> 2) % 4],
             vnis: vnis.collect(),
         },
         order: u32::from(order % 4),
@@ -87,6 +87,7 @@ fn matches(selector: &Selector, query: &Query) -> bool {
         Geneve::Either => true,
         Geneve::Local => query.sides != Sides::Remote,
         Geneve::Remote => query.sides != Sides::Local,
+        Geneve::Both => query.sides == Sides::Both,
     };
     let in_range = |vni| {
         selector

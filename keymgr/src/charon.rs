@@ -1,0 +1,528 @@
+//! The SAs and policies of strongSwan's charon, as its plugin hands them over.
+//!
+//! [`sa`] and [`policy`] make charon's records ours, [`spi`] gives out SPIs, [`guard`] remembers whom to block, and
+//! [`listen`] is the socket. What is here changes under one lock, and is made what is wanted as a whole
+//! ([`crate::manager`]): a policy and its SAs change together.
+//!
+//! A charon that ends or crashes leaves its SAs and policies in force, as with the kernel: another one that
+//! comes takes their place. A key manager that starts again has lost them all, and says so by another instance
+//! number, upon which the plugin lets charon negotiate anew.
+
+mod guard;
+pub(crate) mod listen;
+mod policy;
+mod sa;
+mod spi;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use culvert_bridge::records::{Acquire, Expired, Moved, PolicyName, SaUpdate};
+use culvert_bridge::{Event, Hello, Kind, Policy, Sa, SaName, Usage};
+use culvert_proto::event;
+use culvert_proto::policy::{Action, Geneve, PolicySpec, Selector};
+use culvert_proto::sa::{Direction, SaId, SaSpec, Spi};
+use culvert_proto::status::{CharonStatus, TunnelStatus};
+use ipnet::IpNet;
+use log::{info, warn};
+
+use self::guard::Guard;
+use crate::state::State;
+use crate::wanted::Wanted;
+
+/// `ipsec_mode_t`.
+const TRANSPORT: u32 = 1;
+/// How long an SPI waits for its SA, as in the kernel (`net.core.xfrm_acq_expires`).
+const RESERVED: Duration = Duration::from_secs(165);
+/// Refusals that the status tells of.
+const REFUSALS: usize = 32;
+
+/// Something that Culvert does not serve, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NotServed(String);
+
+impl NotServed {
+    fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+/// An SA that charon has installed.
+#[derive(Clone, Debug)]
+struct Installed {
+    spec: SaSpec,
+    reqid: u32,
+    /// The lifetime that it has reached: true for the hard one.
+    reached: Option<bool>,
+    /// Its packets when it was looked at last, and the second of the monotonic clock at which they had grown.
+    packets: u64,
+    last_use: u64,
+}
+
+/// The charon that is, or was last, connected.
+#[derive(Debug)]
+struct Session {
+    hello: Hello,
+    /// Which connection it is.
+    number: u64,
+    /// None once it has ended.
+    events: Option<Sender<Event>>,
+}
+
+/// All that charon has installed.
+#[derive(Debug)]
+pub(crate) struct Charon {
+    session: Option<Session>,
+    sessions: u64,
+    sas: BTreeMap<SaId, Installed>,
+    /// In the order of their installation.
+    policies: Vec<(Selector, Policy)>,
+    guard: Guard,
+    reserved: HashMap<Spi, Instant>,
+    /// What was refused, by the peer that it was for.
+    refused: BTreeMap<String, String>,
+}
+
+impl Charon {
+    /// Nothing yet, but whom to hold, from the file in `run`.
+    pub(crate) fn open(run: &Path) -> io::Result<Self> {
+        Ok(Self {
+            session: None,
+            sessions: 0,
+            sas: BTreeMap::new(),
+            policies: Vec::new(),
+            guard: Guard::open(run.join("held"))?,
+            reserved: HashMap::new(),
+            refused: BTreeMap::new(),
+        })
+    }
+
+    /// Begins a session with the policies that the charon has. One that was not here before begins with no SAs.
+    fn begin(
+        &mut self,
+        hello: Hello,
+        policies: Vec<Policy>,
+        state: &mut State,
+        file: &Wanted,
+    ) -> Result<(u64, Receiver<Event>), String> {
+        let known = self.session.as_ref();
+        let same = known.is_some_and(|session| session.hello.instance == hello.instance);
+        if let Some(session) = known.filter(|session| !same && session.events.is_some()) {
+            return Err(format!(
+                "{} is connected already; one charon a host is served",
+                session.hello.program
+            ));
+        }
+        if !same {
+            self.flush_sas(state);
+            self.refused.clear();
+        }
+        self.policies.clear();
+        for policy in policies {
+            // The others' reasons are in the log and in the status.
+            let _ = self.add_policy(policy, file);
+        }
+        self.guard(false);
+        let (sender, events) = channel();
+        for sa in self.sas.values() {
+            if let Some(hard) = sa.reached {
+                let _ = sender.send(expired(sa, hard));
+            }
+        }
+        info!("{} has come", hello.program);
+        self.sessions += 1;
+        self.session = Some(Session {
+            hello,
+            number: self.sessions,
+            events: Some(sender),
+        });
+        Ok((self.sessions, events))
+    }
+
+    /// The connection of a session has ended.
+    fn end(&mut self, number: u64) {
+        if let Some(session) = self.session.as_mut()
+            && session.number == number
+        {
+            session.events = None;
+            self.guard.hold_all();
+            warn!(
+                "{} is gone; what it has installed stays until it comes back",
+                session.hello.program
+            );
+        }
+    }
+
+    /// Whether a call is that of the charon that has the session.
+    fn is_here(&self, hello: &Hello) -> bool {
+        let session = self.session.as_ref();
+        session.is_some_and(|session| {
+            session.events.is_some() && session.hello.instance == hello.instance
+        })
+    }
+
+    /// An SPI for an inbound SA to `destination`.
+    fn allocate_spi(&mut self, destination: IpAddr, file: &Wanted) -> Option<Spi> {
+        let now = Instant::now();
+        self.reserved.retain(|_, since| now - *since < RESERVED);
+        let taken = |spi| {
+            let id = SaId {
+                direction: Direction::In,
+                spi,
+                destination,
+            };
+            self.reserved.contains_key(&spi)
+                || self.sas.contains_key(&id)
+                || file.sas.contains_key(&id)
+        };
+        let spi = spi::allocate(destination, taken)?;
+        self.reserved.insert(spi, now);
+        Some(spi)
+    }
+
+    fn add_sa(&mut self, sa: &Sa, state: &mut State, file: &Wanted) -> Result<SaId, NotServed> {
+        let peer = if sa.inbound {
+            sa.source.ip()
+        } else {
+            sa.name.destination
+        };
+        let result = self.try_add_sa(sa, state, file);
+        if let Err(NotServed(text)) = &result {
+            self.refuse(&peer.to_string(), &format!("{}: {text}", sa.name));
+        } else {
+            self.refused.remove(&peer.to_string());
+        }
+        result
+    }
+
+    fn try_add_sa(&mut self, sa: &Sa, state: &mut State, file: &Wanted) -> Result<SaId, NotServed> {
+        let mut spec = sa::accept(sa)?;
+        if self.sas.contains_key(&spec.id) || file.sas.contains_key(&spec.id) {
+            return Err(NotServed::new("there is one of this name already"));
+        }
+        state
+            .claim_fresh(&mut spec)
+            .map_err(|error| NotServed(format!("{error:#}")))?;
+        self.reserved.remove(&spec.id.spi);
+        let id = spec.id;
+        let installed = Installed {
+            spec,
+            reqid: sa.reqid,
+            reached: None,
+            packets: 0,
+            last_use: 0,
+        };
+        self.sas.insert(id, installed);
+        Ok(id)
+    }
+
+    /// Notes what was refused, for the log and the status.
+    fn refuse(&mut self, what: &str, text: &str) {
+        warn!("strongSwan: {text}");
+        if self.refused.len() == REFUSALS && !self.refused.contains_key(what) {
+            self.refused.pop_first();
+        }
+        self.refused.insert(what.to_owned(), text.to_owned());
+    }
+
+    fn find(&self, name: &SaName) -> Option<SaId> {
+        let spi = Spi::new(name.spi).ok()?;
+        [Direction::In, Direction::Out]
+            .map(|direction| SaId {
+                direction,
+                spi,
+                destination: name.destination,
+            })
+            .into_iter()
+            .find(|id| self.sas.contains_key(id))
+    }
+
+    /// Gives an SA other ends. Its key stays, and so do its numbers.
+    fn update_sa(&mut self, update: &SaUpdate) -> Option<()> {
+        let mut sa = self.sas.remove(&self.find(&update.name)?)?;
+        sa.spec.id.destination = update.destination.ip();
+        sa.spec.source = update.source.ip();
+        sa.spec.encapsulation = sa::encapsulation(
+            update.encapsulated,
+            update.source.port(),
+            update.destination.port(),
+        );
+        if update.reqid != 0 {
+            sa.reqid = update.reqid;
+        }
+        self.sas.insert(sa.spec.id, sa);
+        Some(())
+    }
+
+    fn delete_sa(&mut self, name: &SaName, state: &mut State) -> Option<()> {
+        let sa = self.sas.remove(&self.find(name)?)?;
+        state.retire(&sa.spec);
+        Some(())
+    }
+
+    fn flush_sas(&mut self, state: &mut State) {
+        for sa in std::mem::take(&mut self.sas).into_values() {
+            state.retire(&sa.spec);
+        }
+    }
+
+    fn query_sa(&mut self, name: &SaName, state: &State) -> Option<Usage> {
+        let sa = self.find(name).and_then(|id| self.sas.get_mut(&id))?;
+        Some(look(sa, state))
+    }
+
+    /// When the SAs of a policy were used last.
+    fn query_policy(&mut self, name: &PolicyName, state: &State) -> Option<Usage> {
+        let direction = match name.direction {
+            culvert_bridge::Direction::Out => Direction::Out,
+            _ => Direction::In,
+        };
+        let of_name = |policy: &&(Selector, Policy)| policy.1.name == *name;
+        let reqids: Vec<u32> = self
+            .policies
+            .iter()
+            .filter(of_name)
+            .map(|(_, policy)| policy.reqid)
+            .collect();
+        if reqids.is_empty() {
+            return None;
+        }
+        let sas = self
+            .sas
+            .values_mut()
+            .filter(|sa| sa.spec.id.direction == direction && reqids.contains(&sa.reqid));
+        let last_use = sas.map(|sa| look(sa, state).last_use).max();
+        Some(Usage {
+            last_use: last_use.unwrap_or_default(),
+            ..Usage::default()
+        })
+    }
+
+    fn add_policy(&mut self, policy: Policy, file: &Wanted) -> Result<(), NotServed> {
+        let selector = match policy::selector(&policy) {
+            Ok(selector) if file.policies.contains_key(&selector) => Err(NotServed(format!(
+                "the policy {selector} is in the file of static SAs; take it out there"
+            ))),
+            // Culvert lets everything else pass by itself.
+            Err(_) if policy.kind == Kind::Bypass => return Ok(()),
+            other => other,
+        };
+        match selector {
+            Ok(selector) => {
+                let entry = (selector, policy);
+                if !self.policies.contains(&entry) {
+                    self.policies.push(entry);
+                }
+                Ok(())
+            }
+            Err(NotServed(text)) => {
+                let text = format!("{}: {text}", policy.name);
+                self.refuse(&policy.destination.to_string(), &text);
+                Err(NotServed(text))
+            }
+        }
+    }
+
+    fn delete_policy(&mut self, policy: &Policy) -> Option<()> {
+        let at = self
+            .policies
+            .iter()
+            .position(|(_, other)| other == policy)?;
+        self.policies.remove(at);
+        Some(())
+    }
+
+    /// Brings the guard to the policies that stand.
+    fn guard(&mut self, taken_out: bool) {
+        let mut present = BTreeMap::new();
+        for (selector, policy) in &self.policies {
+            if policy.kind != Kind::Bypass {
+                let trap = policy.priority == culvert_bridge::Priority::Routed
+                    && policy.kind == Kind::Protect;
+                *present.entry(selector.remote).or_default() |= trap;
+            }
+        }
+        self.guard.update(&present, taken_out, Instant::now());
+    }
+
+    /// Adds what charon wants to `wanted`, which has what the file wants, and says where it all comes from.
+    pub(crate) fn add_to(&self, wanted: &mut Wanted) -> Vec<TunnelStatus> {
+        let mut tunnels: Vec<TunnelStatus> = wanted
+            .policies
+            .keys()
+            .map(|selector| tunnel(selector.clone(), "file"))
+            .collect();
+        let sas = self.sas.values();
+        wanted
+            .sas
+            .extend(sas.map(|sa| (sa.spec.id, sa.spec.clone())));
+        let policies = self.policies.iter();
+        let policies = policies.map(|(selector, policy)| (selector, policy));
+        for composed in policy::compose(policies, &self.sas) {
+            let selector = composed.spec.selector.clone();
+            wanted.policies.insert(selector, composed.spec);
+            tunnels.push(composed.tunnel);
+        }
+        for net in self.guard.held() {
+            let selector = everything_with(net);
+            tunnels.push(tunnel(selector.clone(), "held"));
+            let held = PolicySpec {
+                selector: selector.clone(),
+                // Whatever the file says of it comes first.
+                order: u32::MAX,
+                action: Action::Protect {
+                    outbound: None,
+                    inbound: Vec::new(),
+                },
+            };
+            wanted.policies.entry(selector).or_insert(held);
+        }
+        tunnels
+    }
+
+    /// What of it clashes with what the file is to have.
+    pub(crate) fn clashes(&self, file: &crate::config::Config) -> Vec<String> {
+        let sas = file.sas.iter().map(|sa| sa.id);
+        let policies = file.policies.iter().map(|policy| &policy.selector);
+        let sas = sas.filter(|id| self.sas.contains_key(id));
+        let policies =
+            policies.filter(|selector| self.policies.iter().any(|(other, _)| other == *selector));
+        sas.map(|id| format!("{id}: strongSwan has one of this name; use another SPI"))
+            .chain(policies.map(|selector| format!("policy {selector}: strongSwan has the same")))
+            .collect()
+    }
+
+    /// Passes on what the datapath tells; false: it is not about anything of charon's.
+    pub(crate) fn hear(&mut self, event: &event::Event) -> bool {
+        let told = match event {
+            event::Event::Expired { sa, hard, .. } => {
+                let Some(sa) = self.sas.get_mut(sa) else {
+                    return false;
+                };
+                // A datapath that has started again says it again.
+                (sa.reached.is_none_or(|before| *hard && !before)).then(|| {
+                    sa.reached = Some(*hard);
+                    expired(sa, *hard)
+                })
+            }
+            event::Event::Moved { sa, address, port } => {
+                if !self.sas.contains_key(sa) {
+                    return false;
+                }
+                Some(Event::Moved(Moved {
+                    spi: sa.spi.get(),
+                    destination: sa.destination,
+                    remote: (*address, *port).into(),
+                }))
+            }
+            event::Event::Wanted { selector } => {
+                let policies = self.policies.iter().filter(|(other, _)| other == selector);
+                let mut traps = policies.filter(|(_, policy)| {
+                    policy.priority == culvert_bridge::Priority::Routed
+                        && policy.kind == Kind::Protect
+                });
+                let trap = traps.next();
+                trap.map(|(_, policy)| {
+                    Event::Acquire(Acquire {
+                        reqid: policy.reqid,
+                    })
+                })
+            }
+        };
+        let events = self
+            .session
+            .as_ref()
+            .and_then(|session| session.events.as_ref());
+        if let (Some(event), Some(events)) = (told, events) {
+            // It has just ended: what matters of it is told when it comes back.
+            let _ = events.send(event);
+        }
+        true
+    }
+
+    /// Once a second: when SAs are used, and who is let go. Whether the latter changes anything.
+    pub(crate) fn tick(&mut self, state: &State) -> bool {
+        for sa in self.sas.values_mut() {
+            look(sa, state);
+        }
+        self.guard.expire(Instant::now())
+    }
+
+    /// Lets go of peers that are held.
+    pub(crate) fn release(&mut self, which: Option<IpNet>) -> Vec<IpNet> {
+        self.guard.release(which)
+    }
+
+    /// Peers that are held.
+    pub(crate) fn held(&self) -> Vec<IpNet> {
+        self.guard.held().collect()
+    }
+
+    /// What was refused.
+    pub(crate) fn refused(&self) -> &BTreeMap<String, String> {
+        &self.refused
+    }
+
+    /// Who it is.
+    pub(crate) fn status(&self) -> Option<CharonStatus> {
+        let session = self.session.as_ref()?;
+        Some(CharonStatus {
+            program: session.hello.program.clone(),
+            connected: session.events.is_some(),
+            sas: self.sas.len(),
+            policies: self.policies.len(),
+        })
+    }
+}
+
+fn tunnel(selector: Selector, source: &str) -> TunnelStatus {
+    TunnelStatus {
+        selector,
+        source: source.to_owned(),
+        ike_peer: None,
+        reqid: None,
+        trap: false,
+    }
+}
+
+fn everything_with(remote: IpNet) -> Selector {
+    let local = match remote {
+        IpNet::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
+        IpNet::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
+    };
+    Selector {
+        local,
+        remote,
+        geneve: Geneve::Either,
+        vnis: Vec::new(),
+    }
+}
+
+fn expired(sa: &Installed, hard: bool) -> Event {
+    Event::Expired(Expired {
+        spi: sa.spec.id.spi.get(),
+        destination: sa.spec.id.destination,
+        hard,
+    })
+}
+
+/// How much an SA was used, and when last: to a second, as somebody looks every second.
+fn look(sa: &mut Installed, state: &State) -> Usage {
+    let (packets, bytes) = state.counts(&sa.spec);
+    if packets > sa.packets {
+        sa.packets = packets;
+        sa.last_use = crate::state::now() / 1000;
+    }
+    Usage {
+        bytes,
+        packets,
+        last_use: sa.last_use,
+    }
+}
+
+#[cfg(test)]
+mod tests;
