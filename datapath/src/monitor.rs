@@ -194,7 +194,7 @@ impl Monitor {
         // What a policy counted before it had an SA for a while is no longer news.
         let lacking = list.lacking.iter();
         self.wanted = lacking
-            .filter_map(|policy| Some(self.wanted.remove_entry(&policy.selector)?))
+            .filter_map(|policy| self.wanted.remove_entry(&policy.selector))
             .collect();
         self.list = Arc::clone(list);
     }

@@ -25,6 +25,8 @@ pub const WIRE: &str = "wire0";
 pub const HOST_PORT: &str = "cvhost0";
 /// The tunnel device, where the "VM" is.
 pub const TUNNEL: &str = "gnv0";
+/// Socket of strongSwan's plugin, in a side's folder.
+pub const BRIDGE: &str = "charon.culvert";
 /// MTU of the "VM": room for Geneve (70 bytes over IPv6) and ESP (up to 37).
 const INNER_MTU: u32 = 1380;
 
@@ -243,7 +245,9 @@ impl Lab {
             .arg("--run-dir")
             .arg(folder)
             .arg("--state-dir")
-            .arg(folder.join("state"));
+            .arg(folder.join("state"))
+            .arg("--bridge")
+            .arg(folder.join(BRIDGE));
         side.keymgr = Some(self.home.spawn(command, &folder.join("keymgr.log"))?);
         Ok(())
     }

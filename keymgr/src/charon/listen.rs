@@ -82,8 +82,8 @@ fn converse(stream: UnixStream, manager: &Manager) -> Result<(), Error> {
         program: PROGRAM.to_owned(),
         instance: manager.instance(),
     });
-    if let Err(Error::Version(_)) = &greeted {
-        manager.unserved(&greeted.as_ref().map(drop).unwrap_err().to_string());
+    if let Err(error @ Error::Version(_)) = &greeted {
+        manager.unserved(&error.to_string());
     }
     let hello = greeted?;
     match connection.receive()? {

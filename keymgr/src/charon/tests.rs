@@ -1,1 +1,328 @@
 use super::*;
+use crate::config::Config;
+use culvert_bridge::{Direction as Way, Lifetimes, Priority, Secret, TrafficSelector};
+use culvert_proto::policy::Selector;
+use culvert_state::Region;
+use std::net::SocketAddr;
+
+pub(super) const HERE: &str = "192.0.2.1";
+pub(super) const THERE: &str = "192.0.2.2";
+
+/// An SA whose key is made of `key`.
+pub(super) fn sa(spi: u32, inbound: bool, key: u8) -> Sa {
+    let (source, destination) = if inbound {
+        (THERE, HERE)
+    } else {
+        (HERE, THERE)
+    };
+    Sa {
+        name: SaName {
+            spi,
+            destination: destination.parse().unwrap(),
+        },
+        protocol: 50,
+        inbound,
+        source: SocketAddr::new(source.parse().unwrap(), 4500),
+        destination_port: 4500,
+        reqid: 1,
+        mode: 1,
+        encryption: 20,
+        key: Secret::new(vec![key; 36]),
+        integrity: 1024,
+        esn: true,
+        replay_window: 32,
+        tfc: 0,
+        encapsulated: false,
+        ipcomp: 0,
+        lifetimes: Lifetimes::default(),
+        restriction: None,
+    }
+}
+
+fn end(address: &str, port: u16) -> TrafficSelector {
+    TrafficSelector {
+        protocol: 17,
+        network: address.parse().unwrap(),
+        prefix: 32,
+        first_port: port,
+        last_port: if port == 0 { u16::MAX } else { port },
+    }
+}
+
+/// A policy for what we send to the peer's tunnel (and back), as charon installs it: `spi` 0 is a trap.
+pub(super) fn policy(direction: Way, spi: u32) -> Policy {
+    let (local, remote) = (end(HERE, 0), end(THERE, 6081));
+    let ((source, destination), (from, to)) = match direction {
+        Way::Out => ((local, remote), (HERE, THERE)),
+        _ => ((remote, local), (THERE, HERE)),
+    };
+    Policy {
+        name: PolicyName {
+            direction,
+            source,
+            destination,
+        },
+        kind: Kind::Protect,
+        priority: if spi == 0 {
+            Priority::Routed
+        } else {
+            Priority::Default
+        },
+        manual_priority: 0,
+        source: from.parse().unwrap(),
+        destination: to.parse().unwrap(),
+        mode: 1,
+        reqid: 1,
+        spi,
+        restriction: None,
+    }
+}
+
+/// A charon's installations, with the state that they need.
+struct Fixture {
+    _folders: [tempfile::TempDir; 2],
+    state: State,
+    file: Wanted,
+    charon: Charon,
+}
+
+fn fixture() -> Fixture {
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (region, _) = Region::open_or_create(&folders[0].path().join("sa-state")).unwrap();
+    Fixture {
+        state: State::new(region, folders[1].path()).unwrap(),
+        file: Wanted::default(),
+        charon: Charon::open(folders[0].path()).unwrap(),
+        _folders: folders,
+    }
+}
+
+impl Fixture {
+    fn begin(&mut self, instance: u64, policies: Vec<Policy>) -> Result<Receiver<Event>, String> {
+        let hello = Hello {
+            version: culvert_bridge::VERSION,
+            program: "test".to_owned(),
+            instance,
+        };
+        let begun = self
+            .charon
+            .begin(hello, policies, &mut self.state, &self.file);
+        begun.map(|(_, events)| events)
+    }
+
+    fn add(&mut self, sa: &Sa) -> Result<SaId, String> {
+        let added = self.charon.add_sa(sa, &mut self.state, &self.file);
+        added.map_err(|NotServed(text)| text)
+    }
+
+    fn add_policy(&mut self, policy: Policy) {
+        self.charon.add_policy(policy, &self.file).unwrap();
+        self.charon.guard(true);
+    }
+
+    fn delete_policy(&mut self, policy: &Policy) {
+        self.charon.delete_policy(policy).unwrap();
+        self.charon.guard(true);
+    }
+
+    fn wanted(&self) -> Wanted {
+        let mut wanted = self.file.clone();
+        self.charon.add_to(&mut wanted);
+        wanted
+    }
+
+    fn action(&self) -> Action {
+        let wanted = self.wanted();
+        let mut policies = wanted.policies.into_values();
+        let policy = policies.next().unwrap();
+        assert_eq!(policies.next(), None);
+        policy.action
+    }
+}
+
+fn id(direction: Direction, spi: u32) -> SaId {
+    let destination = match direction {
+        Direction::In => HERE,
+        Direction::Out => THERE,
+    };
+    SaId {
+        direction,
+        spi: Spi::new(spi).unwrap(),
+        destination: destination.parse().unwrap(),
+    }
+}
+
+#[test]
+fn a_trap_becomes_a_tunnel_and_is_rekeyed() {
+    let mut it = fixture();
+    let events = it.begin(1, Vec::new()).unwrap();
+    for direction in [Way::Out, Way::In] {
+        it.add_policy(policy(direction, 0));
+    }
+    let nothing = Action::Protect {
+        outbound: None,
+        inbound: Vec::new(),
+    };
+    assert_eq!(it.action(), nothing);
+    let selector = it.wanted().policies.keys().next().unwrap().clone();
+    assert!(it.charon.hear(&event::Event::Wanted { selector }));
+    assert_eq!(events.try_recv(), Ok(Event::Acquire(Acquire { reqid: 1 })));
+
+    it.add(&sa(0x1001, true, 1)).unwrap();
+    it.add(&sa(0x2001, false, 2)).unwrap();
+    it.add_policy(policy(Way::In, 0x1001));
+    it.add_policy(policy(Way::Out, 0x2001));
+    let protect = |out: u32, into: &[u32]| Action::Protect {
+        outbound: Some(id(Direction::Out, out)),
+        inbound: into.iter().map(|spi| id(Direction::In, *spi)).collect(),
+    };
+    assert_eq!(it.action(), protect(0x2001, &[0x1001]));
+
+    // The new SAs are there, and the inbound one is good at once; the policy says when the outbound one is used.
+    let soft = event::Event::Expired {
+        sa: id(Direction::Out, 0x2001),
+        hard: false,
+        limit: event::Limit::Seconds,
+    };
+    assert!(it.charon.hear(&soft) && it.charon.hear(&soft));
+    assert!(matches!(
+        events.try_recv(),
+        Ok(Event::Expired(Expired { hard: false, .. }))
+    ));
+    assert!(events.try_recv().is_err(), "once is enough");
+    it.add(&sa(0x1002, true, 3)).unwrap();
+    it.add(&sa(0x2002, false, 4)).unwrap();
+    assert_eq!(it.action(), protect(0x2001, &[0x1001, 0x1002]));
+    it.add_policy(policy(Way::In, 0x1002));
+    it.add_policy(policy(Way::Out, 0x2002));
+    assert_eq!(it.action(), protect(0x2002, &[0x1001, 0x1002]));
+    it.delete_policy(&policy(Way::Out, 0x2001));
+    it.delete_policy(&policy(Way::In, 0x1001));
+    for name in [sa(0x2001, false, 2).name, sa(0x1001, true, 1).name] {
+        it.charon.delete_sa(&name, &mut it.state).unwrap();
+    }
+    assert_eq!(it.action(), protect(0x2002, &[0x1002]));
+    assert_eq!(it.wanted().sas.len(), 2);
+    // All is taken down: the trap stands.
+    for (direction, spi) in [(Way::Out, 0x2002), (Way::In, 0x1002)] {
+        it.delete_policy(&policy(direction, spi));
+    }
+    it.charon.flush_sas(&mut it.state);
+    assert_eq!(it.action(), nothing);
+}
+
+#[test]
+fn a_key_comes_once() {
+    let mut it = fixture();
+    it.begin(1, Vec::new()).unwrap();
+    it.add(&sa(0x1001, true, 1)).unwrap();
+    assert!(
+        it.add(&sa(0x1001, true, 2))
+            .unwrap_err()
+            .contains("already")
+    );
+    let again = it.add(&sa(0x1002, true, 1)).unwrap_err();
+    assert!(again.contains("in use before"), "{again}");
+    it.charon
+        .delete_sa(&sa(0x1001, true, 1).name, &mut it.state);
+    assert!(
+        it.add(&sa(0x1001, true, 1)).is_err(),
+        "also when it is gone"
+    );
+    assert_eq!(it.charon.refused().len(), 1);
+    it.add(&sa(0x1001, true, 9)).unwrap();
+    assert_eq!(it.charon.refused().len(), 0, "what works is no problem");
+}
+
+#[test]
+fn an_sa_that_moves_keeps_its_numbers() {
+    let mut it = fixture();
+    let events = it.begin(1, Vec::new()).unwrap();
+    it.add(&sa(0x1001, true, 1)).unwrap();
+    let before = it.wanted().sas.into_values().next().unwrap();
+    let moved = event::Event::Moved {
+        sa: before.id,
+        address: "192.0.2.9".parse().unwrap(),
+        port: 1234,
+    };
+    assert!(it.charon.hear(&moved));
+    assert!(matches!(events.try_recv(), Ok(Event::Moved(_))));
+    it.charon
+        .update_sa(&SaUpdate {
+            name: sa(0x1001, true, 1).name,
+            source: "192.0.2.9:1234".parse().unwrap(),
+            destination: "192.0.2.1:4500".parse().unwrap(),
+            encapsulated: true,
+            reqid: 5,
+        })
+        .unwrap();
+    let after = it.wanted().sas.into_values().next().unwrap();
+    assert_eq!(after.state, before.state);
+    assert_eq!(after.source, "192.0.2.9".parse::<IpAddr>().unwrap());
+    assert_eq!(after.encapsulation.unwrap().source_port, 1234);
+}
+
+#[test]
+fn a_charon_that_crashed_leaves_all_and_the_next_begins_anew() {
+    let mut it = fixture();
+    it.begin(1, Vec::new()).unwrap();
+    it.add(&sa(0x2001, false, 2)).unwrap();
+    it.add_policy(policy(Way::Out, 0x2001));
+    assert!(it.begin(2, Vec::new()).unwrap_err().contains("already"));
+    it.charon.end(1);
+    assert_eq!(it.wanted().sas.len(), 1, "traffic goes on");
+    // The same one again: nothing is lost, and nothing twice.
+    let events = it.begin(1, vec![policy(Way::Out, 0x2001)]).unwrap();
+    assert!(events.try_recv().is_err());
+    assert_eq!(it.wanted().sas.len(), 1);
+    // An old connection that ends late is not this one.
+    it.charon.end(1);
+    assert!(it.charon.status().unwrap().connected);
+    it.charon.end(2);
+    it.begin(3, Vec::new()).unwrap();
+    let wanted = it.wanted();
+    assert_eq!((wanted.sas.len(), wanted.policies.len()), (0, 1));
+    let held = wanted.policies.into_values().next().unwrap();
+    assert_eq!(held.order, u32::MAX);
+    assert_eq!(held.selector.to_string(), "0.0.0.0/0 to 192.0.2.2");
+    assert_eq!(it.charon.release(None).len(), 1);
+    assert_eq!(it.wanted(), Wanted::default());
+}
+
+#[test]
+fn file_and_charon_do_not_share_names() {
+    let mut it = fixture();
+    it.begin(1, Vec::new()).unwrap();
+    let id = it.add(&sa(0x1001, true, 1)).unwrap();
+    it.add_policy(policy(Way::Out, 0));
+    let wanted = it.wanted();
+    let file = Config {
+        sas: wanted.sas.values().cloned().collect(),
+        policies: wanted.policies.values().cloned().collect(),
+    };
+    assert_eq!(it.charon.clashes(&file).len(), 2);
+    it.charon.flush_sas(&mut it.state);
+    it.charon.policies.clear();
+    assert!(it.charon.clashes(&file).is_empty());
+    it.file = wanted;
+    assert!(it.add(&sa(id.spi.get(), true, 7)).is_err());
+    let error = it.charon.add_policy(policy(Way::Out, 0), &it.file);
+    assert!(error.unwrap_err().0.contains("in the file"));
+}
+
+#[test]
+fn bypass_for_others_is_no_business_of_ours() {
+    let mut it = fixture();
+    let mut ssh = policy(Way::Out, 0);
+    ssh.name.source.protocol = 6;
+    ssh.name.destination.protocol = 6;
+    ssh.kind = Kind::Bypass;
+    it.add_policy(ssh.clone());
+    assert_eq!(it.wanted(), Wanted::default());
+    ssh.kind = Kind::Protect;
+    let error = it.charon.add_policy(ssh, &it.file).unwrap_err();
+    assert!(error.0.contains("not for Geneve"), "{error:?}");
+    let mut selector = Selector::hosts(HERE.parse().unwrap(), THERE.parse().unwrap());
+    selector.geneve = Geneve::Remote;
+    assert!(it.charon.hear(&event::Event::Wanted { selector }));
+}
