@@ -55,6 +55,7 @@ pub(super) fn accept(sa: &Sa) -> Result<SaSpec, NotServed> {
         source,
         cipher,
         keymat: Keymat::new(sa.key.bytes().to_vec()),
+        // RFC 4303 §2.2.1 [2.2.1-negotiated]
         esn: sa.esn,
         replay_window: sa.replay_window.clamp(LEAST_WINDOW, *REPLAY_WINDOW.end()),
         encapsulation: encapsulation(sa.encapsulated, sa.source.port(), sa.destination_port),
@@ -151,6 +152,7 @@ mod tests {
 
     #[test]
     fn what_charon_negotiates_is_taken_over() {
+        // RFC 4303 [2.2.1-negotiated, 2.7-tfc-negotiated]
         let given = Sa {
             tfc: u32::MAX,
             encapsulated: true,
@@ -164,6 +166,15 @@ mod tests {
         let spec = accept(&given).unwrap();
         assert_eq!(spec.id.direction, Direction::In);
         assert_eq!(spec.cipher, Cipher::Aes256Gcm16);
+        assert!(
+            spec.esn
+                && !accept(&Sa {
+                    esn: false,
+                    ..given
+                })
+                .unwrap()
+                .esn
+        );
         assert_eq!(spec.replay_window, 1024);
         assert_eq!(spec.tfc, u16::MAX);
         assert_eq!(spec.encapsulation.unwrap().source_port, 4500);
