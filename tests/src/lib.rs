@@ -7,7 +7,7 @@
 //! ```
 //! [`netns`] has namespaces and processes in them, and removes what a dead lab left; [`geneve`] is the Geneve
 //! endpoint for kernels without one; [`keys`] are the SAs; [`lab`] builds it all; [`wire`] says what was on the
-//! wire; [`load`] is ping and iperf3; [`demo`] runs the demo.
+//! wire; [`load`] is ping and iperf3, [`udp`] packets with numbers; [`demo`] runs the demo.
 
 pub mod demo;
 pub mod geneve;
@@ -15,4 +15,5 @@ pub mod keys;
 pub mod lab;
 pub mod load;
 pub mod netns;
+pub mod udp;
 pub mod wire;
