@@ -1,6 +1,6 @@
 //! The SAs and policies of strongSwan's charon, as its plugin hands them over.
 //!
-//! [`sa`] and [`policy`] make charon's records ours, [`spi`] gives out SPIs, [`guard`] remembers whom to block, and
+//! [`sa`] and [`policy`] make charon's records ours, [`guard`] remembers whom to block, and
 //! [`listen`] is the socket. What is here changes under one lock, and is made what is wanted as a whole
 //! ([`crate::manager`]): a policy and its SAs change together.
 //!
@@ -12,7 +12,6 @@ mod guard;
 pub(crate) mod listen;
 mod policy;
 mod sa;
-mod spi;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -31,6 +30,7 @@ use ipnet::IpNet;
 use log::{info, warn};
 
 use self::guard::Guard;
+use crate::spi;
 use crate::state::State;
 use crate::wanted::Wanted;
 

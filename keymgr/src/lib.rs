@@ -2,7 +2,7 @@
 //! region, and keeps the datapath at what is wanted.
 //!
 //! [`config`] reads the file of static SAs, whole or not at all; [`used_keys`] remembers static keys across
-//! reboots; `charon` has what strongSwan negotiates. `manager` joins both; [`wanted`] finds what changed; [`push`]
+//! reboots; `charon` has what strongSwan negotiates, [`spi`] gives out SPIs. `manager` joins both; [`wanted`] finds what changed; [`push`]
 //! brings it to the datapath; `events` hears of lifetimes, peers that move and SAs that are missing; [`daemon`] runs
 //! it all.
 
@@ -16,6 +16,7 @@ mod manager;
 mod policy_entry;
 pub mod push;
 mod shared;
+pub mod spi;
 mod state;
 pub mod used_keys;
 pub mod wanted;

@@ -93,6 +93,11 @@ pub(crate) fn all() -> Vec<(String, bool, Test)> {
         false,
         Box::new(with_other_keys_nothing_passes),
     ));
+    tests.push((
+        "an_spi_of_the_kernel_is_seen".to_owned(),
+        false,
+        Box::new(crate::xfrm::an_spi_of_the_kernel_is_seen),
+    ));
     for mtu in [1400, 1500, 3000] {
         tests.push((
             format!("tcp_learns_the_path_mtu_of_{mtu}"),

@@ -4,9 +4,11 @@ use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use culvert_keymgr::spi::kernel_has;
+use culvert_proto::sa::Spi;
 use culvert_tests::keys::{Generation, write_private};
 use culvert_tests::lab::Lab;
-use culvert_tests::netns::Namespace;
+use culvert_tests::netns::{Home, Namespace};
 use nix::sys::socket::setsockopt;
 use nix::{libc, setsockopt_impl, sockopt_impl};
 
@@ -140,4 +142,25 @@ impl Xfrm {
             _ => bail!("no counters of the SAs {spis:#x?} in {text}"),
         }
     }
+}
+
+/// SPIs that the kernel has are not given out.
+pub(crate) fn an_spi_of_the_kernel_is_seen() -> Result<()> {
+    let home = Home::new(false)?;
+    let namespace = Namespace::new(home.name("-k"))?;
+    for (destination, source) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {
+        namespace.ip(&format!(
+            "xfrm state add src {source} dst {destination} proto esp spi 0xc0001001 mode transport aead \
+             rfc4106(gcm(aes)) 0x{} 128",
+            "11".repeat(20)
+        ))?;
+        let destination: IpAddr = destination.parse()?;
+        let has = |spi: u32| namespace.within(|| Ok(kernel_has(destination, Spi::new(spi)?)));
+        ensure!(
+            has(0xc000_1001)?,
+            "{destination}: the kernel's SA is not seen"
+        );
+        ensure!(!has(0xc000_1002)?, "{destination}: there is no such SA");
+    }
+    Ok(())
 }

@@ -12,7 +12,7 @@ const RANGE: std::ops::RangeInclusive<u32> = 0xc000_0000..=0xcfff_ffff;
 const TRIES: u32 = 100;
 
 /// An SPI for SAs to `destination` that neither `taken` nor the kernel knows; `None`: there is none to be had.
-pub(super) fn allocate(destination: IpAddr, taken: impl Fn(Spi) -> bool) -> Option<Spi> {
+pub(crate) fn allocate(destination: IpAddr, taken: impl Fn(Spi) -> bool) -> Option<Spi> {
     (0..TRIES).find_map(|_| {
         let mut random = [0; 4];
         aws_lc_rs::rand::fill(&mut random).ok()?;
@@ -22,8 +22,9 @@ pub(super) fn allocate(destination: IpAddr, taken: impl Fn(Spi) -> bool) -> Opti
     })
 }
 
-/// Whether the kernel has an SA of that name. A kernel without IPsec has none.
-fn kernel_has(destination: IpAddr, spi: Spi) -> bool {
+/// Whether the kernel has an ESP SA of that name. A kernel without IPsec has none.
+#[must_use]
+pub fn kernel_has(destination: IpAddr, spi: Spi) -> bool {
     match ask_kernel(destination, spi) {
         Ok(there) => there,
         Err(error) => {
