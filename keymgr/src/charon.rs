@@ -1,6 +1,7 @@
 //! The SAs and policies of strongSwan's charon, as its plugin hands them over.
 //!
-//! [`sa`] and [`policy`] make charon's records ours, [`guard`] remembers whom to block, and
+//! [`sa`] and [`policy`] make charon's records ours, [`guard`] remembers whom to block, [`usage`] when SAs
+//! were used, and
 //! [`listen`] is the socket. What is here changes under one lock, and is made what is wanted as a whole
 //! ([`crate::manager`]): a policy and its SAs change together.
 //!
@@ -12,6 +13,7 @@ mod guard;
 pub(crate) mod listen;
 mod policy;
 mod sa;
+mod usage;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -20,8 +22,8 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use culvert_bridge::records::{Acquire, Expired, Moved, PolicyName, SaUpdate};
-use culvert_bridge::{Event, Hello, Kind, Policy, Sa, SaName, Usage};
+use culvert_bridge::records::{Acquire, Expired, Moved, SaUpdate};
+use culvert_bridge::{Event, Hello, Kind, Policy, Sa, SaName};
 use culvert_proto::event;
 use culvert_proto::policy::{Action, Geneve, PolicySpec, Selector};
 use culvert_proto::sa::{Direction, SaId, SaSpec, Spi};
@@ -270,38 +272,6 @@ impl Charon {
         }
     }
 
-    fn query_sa(&mut self, name: &SaName, state: &State) -> Option<Usage> {
-        let sa = self.find(name).and_then(|id| self.sas.get_mut(&id))?;
-        Some(look(sa, state))
-    }
-
-    /// When the SAs of a policy were used last.
-    fn query_policy(&mut self, name: &PolicyName, state: &State) -> Option<Usage> {
-        let direction = match name.direction {
-            culvert_bridge::Direction::Out => Direction::Out,
-            _ => Direction::In,
-        };
-        let of_name = |policy: &&(Selector, Policy)| policy.1.name == *name;
-        let reqids: Vec<u32> = self
-            .policies
-            .iter()
-            .filter(of_name)
-            .map(|(_, policy)| policy.reqid)
-            .collect();
-        if reqids.is_empty() {
-            return None;
-        }
-        let sas = self
-            .sas
-            .values_mut()
-            .filter(|sa| sa.spec.id.direction == direction && reqids.contains(&sa.reqid));
-        let last_use = sas.map(|sa| look(sa, state).last_use).max();
-        Some(Usage {
-            last_use: last_use.unwrap_or_default(),
-            ..Usage::default()
-        })
-    }
-
     fn add_policy(&mut self, policy: Policy, file: &Wanted) -> Result<(), NotServed> {
         let selector = match policy::selector(&policy) {
             Ok(selector) if file.policies.contains_key(&selector) => Err(NotServed(format!(
@@ -447,7 +417,7 @@ impl Charon {
     /// Once a second: when SAs are used, and who is let go. Whether the latter changes anything.
     pub(crate) fn tick(&mut self, state: &State) -> bool {
         for sa in self.sas.values_mut() {
-            look(sa, state);
+            usage::look(sa, state);
         }
         self.guard.expire(Instant::now())
     }
@@ -508,20 +478,6 @@ fn expired(sa: &Installed, hard: bool) -> Event {
         destination: sa.spec.id.destination,
         hard,
     })
-}
-
-/// How much an SA was used, and when last: to a second, as somebody looks every second.
-fn look(sa: &mut Installed, state: &State) -> Usage {
-    let (packets, bytes) = state.counts(&sa.spec);
-    if packets > sa.packets {
-        sa.packets = packets;
-        sa.last_use = crate::state::now() / 1000;
-    }
-    Usage {
-        bytes,
-        packets,
-        last_use: sa.last_use,
-    }
 }
 
 #[cfg(test)]
