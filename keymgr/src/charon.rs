@@ -1,8 +1,7 @@
 //! The SAs and policies of strongSwan's charon, as its plugin hands them over.
 //!
-//! [`sa`] and [`policy`] make charon's records ours, [`guard`] remembers whom to block, [`usage`] when SAs
-//! were used, and
-//! [`listen`] is the socket. What is here changes under one lock, and is made what is wanted as a whole
+//! [`sa`] and [`policy`] make charon's records ours, [`guard`] remembers whom to block, [`usage`] when SAs were
+//! used, and [`listen`] is the socket. What is here changes under one lock, and is made what is wanted as a whole
 //! ([`crate::manager`]): a policy and its SAs change together.
 //!
 //! A charon that ends or crashes leaves its SAs and policies in force, as with the kernel: another one that

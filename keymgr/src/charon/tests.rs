@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::Config;
+use culvert_bridge::records::PolicyName;
 use culvert_bridge::{Direction as Way, Lifetimes, Priority, Secret, TrafficSelector};
 use culvert_proto::policy::Selector;
 use culvert_state::Region;
