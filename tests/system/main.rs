@@ -7,6 +7,7 @@ mod faults;
 mod interop;
 mod lives;
 mod modes;
+mod parts;
 mod policies;
 mod rekey;
 mod sizes;
@@ -31,6 +32,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let lab = missing();
     let scapy = lab.clone().or_else(missing_scapy);
+    let parts = lab.clone().or_else(parts::missing);
     let trials = [
         tests(&lab, commands::TESTS),
         tests(&lab, wire::TESTS),
@@ -40,6 +42,7 @@ fn main() {
         tests(&lab, lives::TESTS),
         tests(&lab, sizes::TESTS),
         tests(&lab, modes::TESTS),
+        tests(&parts, parts::TESTS),
         tests(&scapy, interop::TESTS),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
