@@ -101,6 +101,7 @@ pub struct Lab {
     /// Which Geneve endpoint is used: `kernel` or `fixture`.
     pub endpoint: &'static str,
     plan: Plan,
+    log_level: Option<&'static str>,
     /// Folder and names. Last, so that it is removed last.
     pub home: Home,
 }
@@ -135,6 +136,7 @@ impl Lab {
             underlay,
             endpoint,
             plan,
+            log_level: None,
             home,
         })
     }
@@ -213,6 +215,7 @@ impl Lab {
             .arg(config)
             .arg("--run-dir")
             .arg(&folder);
+        command.envs(self.log_level.map(|level| ("RUST_LOG", level)));
         let log = folder.join("datapath.log");
         let _ = std::fs::remove_file(folder.join(DATAPATH_SOCKET));
         side.datapath = Some(self.home.spawn(command, &log)?);
@@ -248,8 +251,29 @@ impl Lab {
             .arg(folder.join("state"))
             .arg("--bridge")
             .arg(folder.join(BRIDGE));
+        command.envs(self.log_level.map(|level| ("RUST_LOG", level)));
         side.keymgr = Some(self.home.spawn(command, &folder.join("keymgr.log"))?);
         Ok(())
+    }
+
+    /// Starts the key manager of a side with no static keys: they come from strongSwan.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_keymgr_without_keys(&mut self, number: usize) -> Result<()> {
+        write_private(&self.sides[number].folder.join("keymgr.toml"), "")?;
+        self.start_keymgr(number)
+    }
+
+    /// Process id of the key manager of a side.
+    #[must_use]
+    pub fn keymgr_pid(&self, number: usize) -> Option<u32> {
+        self.sides[number].keymgr.as_ref().map(Child::id)
+    }
+
+    /// Has daemons that are started from now on log so much, as `RUST_LOG` has it.
+    pub fn log_level(&mut self, level: &'static str) {
+        self.log_level = Some(level);
     }
 
     /// Waits until the datapath of a side has everything from its key manager.
@@ -510,7 +534,7 @@ fn inner_mac(number: usize) -> String {
 }
 
 /// The end of a log, for error texts.
-fn tail(log: &Path) -> String {
+pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let last = lines[lines.len().saturating_sub(20)..].join("\n");

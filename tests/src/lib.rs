@@ -8,12 +8,21 @@
 //! [`netns`] has namespaces and processes in them, and removes what a dead lab left; [`geneve`] is the Geneve
 //! endpoint for kernels without one; [`keys`] are the SAs; [`lab`] builds it all; [`wire`] says what was on the
 //! wire; [`load`] is ping and iperf3, [`udp`] packets with numbers; [`demo`] runs the demo.
+//!
+//! The daemons that Culvert works with are on the hypervisors as they are on real ones: [`hypervisor`] gives each its own
+//! files, [`charon`] is strongSwan, [`ike`] its connections, with [`certificates`];
+//! [`negotiated`] is the lab with all of it.
 
+pub mod certificates;
+pub mod charon;
 pub mod demo;
 pub mod geneve;
+pub mod hypervisor;
+pub mod ike;
 pub mod keys;
 pub mod lab;
 pub mod load;
+pub mod negotiated;
 pub mod netns;
 pub mod udp;
 pub mod wire;

@@ -44,7 +44,7 @@ impl Negotiated {
         );
         let certificates = match connection.auth {
             Auth::Psk => None,
-            _ => Some(Certificates::new(&lab.home.path())?),
+            auth => Some(Certificates::new(&lab.home.path(), auth == Auth::Ca)?),
         };
         let charons = [
             Charon::new(&worlds[0], 0, kind, levels)?,

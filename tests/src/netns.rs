@@ -213,6 +213,12 @@ impl Home {
         Ok(child)
     }
 
+    /// Whether it outlives its process.
+    #[must_use]
+    pub fn kept(&self) -> bool {
+        self.keep
+    }
+
     /// Removes everything now.
     pub fn remove(&self) {
         remove(&self.path());
@@ -328,7 +334,7 @@ fn pids_in(namespace: &str) -> Vec<Pid> {
 }
 
 /// Whether a process still runs, and is not only waiting to be reaped.
-fn running(pid: Pid) -> bool {
+pub(crate) fn running(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 

@@ -7,9 +7,13 @@ mod faults;
 mod interop;
 mod lives;
 mod modes;
+mod parts;
 mod policies;
 mod rekey;
 mod sizes;
+mod strongswan;
+mod strongswan_faults;
+mod strongswan_rekey;
 mod wire;
 
 use std::process::{Command, Stdio};
@@ -31,6 +35,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let lab = missing();
     let scapy = lab.clone().or_else(missing_scapy);
+    let parts = lab.clone().or_else(parts::missing);
     let trials = [
         tests(&lab, commands::TESTS),
         tests(&lab, wire::TESTS),
@@ -40,6 +45,10 @@ fn main() {
         tests(&lab, lives::TESTS),
         tests(&lab, sizes::TESTS),
         tests(&lab, modes::TESTS),
+        tests(&parts, parts::TESTS),
+        tests(&parts, strongswan::TESTS),
+        tests(&parts, strongswan_faults::TESTS),
+        tests(&parts, strongswan_rekey::TESTS),
         tests(&scapy, interop::TESTS),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();

@@ -19,9 +19,18 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("strongswan_ipsec_conf", ipsec_conf),
     ("strongswan_in_udp_over_ipv6", in_udp_over_ipv6),
     ("strongswan_a_packet_starts_it", a_packet_starts_it),
-    ("strongswan_what_is_missing_is_named", what_is_missing_is_named),
-    ("strongswan_what_is_not_served_is_said", what_is_not_served_is_said),
-    ("strongswan_keys_agree_and_are_in_no_log", keys_agree_and_are_in_no_log),
+    (
+        "strongswan_what_is_missing_is_named",
+        what_is_missing_is_named,
+    ),
+    (
+        "strongswan_what_is_not_served_is_said",
+        what_is_not_served_is_said,
+    ),
+    (
+        "strongswan_keys_agree_and_are_in_no_log",
+        keys_agree_and_are_in_no_log,
+    ),
 ];
 
 /// Geneve flows, and nothing of it is in clear.
@@ -56,7 +65,14 @@ fn negotiates() -> Result<()> {
     );
     // One screen says who protects it, and whose keys they are.
     let text = run(&mut culvert(&net.lab.sides[0], &["status"])?)?;
-    for wanted in ["strongSwan 5.9.8", "culvert", "192.0.2.2", "from us", "to us", "59 min"] {
+    for wanted in [
+        "strongSwan 5.9.8",
+        "culvert",
+        "192.0.2.2",
+        "from us",
+        "to us",
+        "59 min",
+    ] {
         ensure!(text.contains(wanted), "{wanted}:\n{text}");
     }
     let drops = net.lab.sides[0].datapath_status()?.drops;
@@ -130,7 +146,10 @@ fn a_packet_starts_it() -> Result<()> {
     let net = Negotiated::start(Plan::default(), Kind::Systemd, &connection)?;
     let waiting = run(&mut culvert(&net.lab.sides[0], &["status"])?)?;
     ensure!(waiting.contains("waits for a packet"), "{waiting}");
-    ensure!(net.sas(0, Direction::Out)?.is_empty(), "SAs without a packet");
+    ensure!(
+        net.sas(0, Direction::Out)?.is_empty(),
+        "SAs without a packet"
+    );
     take_counts(&net.lab.underlay)?;
     let start = std::time::Instant::now();
     wait_for("a ping to come back", LIMIT, || {
@@ -173,7 +192,8 @@ fn what_is_missing_is_named() -> Result<()> {
     // All of it down, and no trap: still nothing in clear, until somebody says so.
     net.charons[0].swanctl(&["--terminate", "--ike", "peer"])?;
     wait_for("the peer to be held", LIMIT, || {
-        side.keymgr_status().is_ok_and(|status| status.held.len() == 1)
+        side.keymgr_status()
+            .is_ok_and(|status| status.held.len() == 1)
     })?;
     // Longer than a trap that is taken out would be waited for.
     std::thread::sleep(Duration::from_secs(6));
@@ -272,7 +292,11 @@ fn keys_agree_and_are_in_no_log() -> Result<()> {
     };
     let [a, b] = [keys(0)?, keys(1)?];
     // Of each child one a direction, with the salt.
-    ensure!(a.len() == 2 * CHILDREN.len() && a[0].len() == 72, "{} keys", a.len());
+    ensure!(
+        a.len() == 2 * CHILDREN.len() && a[0].len() == 72,
+        "{} keys",
+        a.len()
+    );
     ensure!(a == b, "the two ends have different keys");
     for side in &net.lab.sides {
         for name in ["keymgr.log", "datapath.log"] {
@@ -290,9 +314,17 @@ fn keys_agree_and_are_in_no_log() -> Result<()> {
         }
     }
     ensure!(
-        net.lab.sides[0].datapath_status()?.policies.iter().all(
-            |policy| matches!(&policy.action, Action::Protect { outbound: Some(_), .. })
-        ),
+        net.lab.sides[0]
+            .datapath_status()?
+            .policies
+            .iter()
+            .all(|policy| matches!(
+                &policy.action,
+                Action::Protect {
+                    outbound: Some(_),
+                    ..
+                }
+            )),
         "not protected"
     );
     Ok(())

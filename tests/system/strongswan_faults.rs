@@ -22,7 +22,10 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("strongswan_reauthentication_under_load", reauthentication),
     ("strongswan_charon_restarted_under_load", charon_restarted),
     ("strongswan_charon_killed_under_load", charon_killed),
-    ("strongswan_key_manager_killed_under_load", key_manager_killed),
+    (
+        "strongswan_key_manager_killed_under_load",
+        key_manager_killed,
+    ),
     ("strongswan_datapath_killed_under_load", datapath_killed),
     ("strongswan_dead_peer", dead_peer),
 ];
@@ -96,7 +99,10 @@ fn reauthentication() -> Result<()> {
         net.charons[0].swanctl(&["--rekey", "--ike", CONNECTION, "--reauth"])?;
         wait_for("other SAs", LIMIT, || {
             net.sas(0, Direction::Out).is_ok_and(|sas| {
-                !sas.is_empty() && sas.iter().all(|sa| before.iter().all(|old| old.spi != sa.spi))
+                !sas.is_empty()
+                    && sas
+                        .iter()
+                        .all(|sa| before.iter().all(|old| old.spi != sa.spi))
             })
         })
     })

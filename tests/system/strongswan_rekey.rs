@@ -1,15 +1,15 @@
 //! Rekeying under load: no packet lost, none accepted twice.
 
 use std::collections::HashSet;
+use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use culvert_proto::sa::Direction;
 use culvert_tests::charon::Kind;
-use culvert_tests::ike::{CHILDREN, Connection, Start};
-use culvert_tests::lab::Plan;
-use culvert_tests::load;
+use culvert_tests::ike::{CHILDREN, Connection};
+use culvert_tests::lab::{Plan, WIRE};
 use culvert_tests::negotiated::{LIMIT, Negotiated, protected};
 use culvert_tests::netns::wait_for;
 use culvert_tests::udp::{self, Flow, Stream};
@@ -115,34 +115,86 @@ fn every_two_seconds() -> Result<()> {
     nothing_lost(&net, &flows)
 }
 
-/// Two hundred children, each for a peer of its own on the network behind b.
+/// Two hundred peers, each with an IKE SA of its own: the first packet to each starts the negotiation.
 fn two_hundred_peers() -> Result<()> {
     const PEERS: usize = 200;
-    let mut net = Negotiated::new(
-        Plan::default(),
-        Kind::Systemd,
-        &Connection::default(),
-        "",
-    )?;
+    let networks = ["198.51.100", "203.0.113"];
+    let mut net = Negotiated::new(Plan::default(), Kind::Systemd, &Connection::default(), "")?;
     for number in 0..2 {
-        let [own, other] = [number, 1 - number].map(|side| format!("198.51.{}", 100 + side));
+        let [own, other] = [networks[number], networks[1 - number]];
+        let namespace = &net.lab.sides[number].namespace;
         for host in 1..=PEERS {
-            let namespace = &net.lab.sides[number].namespace;
-            namespace.ip(&format!("address add {own}.{host}/32 dev lo"))?;
+            namespace.ip(&format!("address add {own}.{host}/32 dev {WIRE}"))?;
         }
-        net.worlds[number].write("/etc/swanctl/conf.d/lab.conf", &many(PEERS, &own, &other, net.lab.outer(), number))?;
+        let gateway = net.lab.outer()[1 - number];
+        namespace.ip(&format!("route add {other}.0/24 via {gateway}"))?;
+        let start = ["trap", "none"][number];
+        let text = many(PEERS, own, other, start);
+        net.worlds[number].write("/etc/swanctl/conf.d/lab.conf", &text)?;
         net.start_culvert(number)?;
     }
     for number in 0..2 {
         net.start_charon(number)?;
     }
+    take_counts(&net.lab.underlay)?;
     let start = Instant::now();
-    let all = || net.lab.sides.iter().all(|side| protected(side).is_ok_and(|count| count == PEERS));
-    wait_for("200 children", Duration::from_secs(60), all).with_context(|| net.logs(0))?;
+    let knock = |host: usize| {
+        let address = |network: &str| format!("{network}.{host}");
+        net.lab.sides[0].namespace.within(|| {
+            let socket = UdpSocket::bind((address(networks[0]), 50_000))?;
+            socket.send_to(b"Geneve?", (address(networks[1]), 6081))?;
+            Ok(())
+        })
+    };
+    let arrived = || -> Result<u64> {
+        let sas = net.sas(1, Direction::In)?;
+        Ok(sas.iter().map(|sa| sa.packets.min(1)).sum())
+    };
+    // As a sender would that gets no answer.
+    let (mut first, mut knocked) = (None, Instant::now() - Duration::from_secs(1));
+    wait_for("a packet to each peer", Duration::from_secs(90), || {
+        if knocked.elapsed() >= Duration::from_secs(1) {
+            let _ = (1..=PEERS).try_for_each(knock);
+            knocked = Instant::now();
+        }
+        let arrived = arrived().unwrap_or_default();
+        if arrived > 0 {
+            first.get_or_insert_with(|| start.elapsed());
+        }
+        arrived == PEERS as u64
+    })
+    .with_context(|| net.logs(0))?;
     let took = start.elapsed();
+    for side in &net.lab.sides {
+        ensure!(protected(side)? == PEERS, "{} of {PEERS}", protected(side)?);
+    }
+    let counts = take_counts(&net.lab.underlay)?;
+    ensure!(counts.plaintext_geneve.packets == 0, "{counts:?}");
     let pid = net.lab.keymgr_pid(0).context("no key manager")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let memory = status.lines().find(|line| line.starts_with("VmRSS"));
-    eprintln!("{PEERS} children in {took:?}; key manager: {}", memory.unwrap_or("?"));
+    eprintln!(
+        "{PEERS} peers: first packet after {first:?}, one to each after {took:?}; key manager: {}",
+        memory.unwrap_or("?")
+    );
     Ok(())
+}
+
+/// As many connections between two networks, host by host.
+fn many(peers: usize, own: &str, other: &str, start: &str) -> String {
+    let connections: String = (1..=peers)
+        .map(|host| {
+            let [local, remote] = [own, other].map(|network| format!("{network}.{host}"));
+            format!(
+                "  peer-{host} {{\n    version = 2\n    local_addrs = {local}\n    remote_addrs = {remote}\n    \
+                 proposals = aes256gcm16-prfsha256-x25519\n    local {{\n      auth = psk\n      id = {local}\n    }}\n    \
+                 remote {{\n      auth = psk\n      id = {remote}\n    }}\n    children {{\n      geneve-{host} {{\n        \
+                 mode = transport\n        esp_proposals = aes256gcm16-x25519-esn\n        local_ts = dynamic[udp]\n        \
+                 remote_ts = dynamic[udp]\n        start_action = {start}\n      }}\n    }}\n  }}\n"
+            )
+        })
+        .collect();
+    format!(
+        "connections {{\n{connections}}}\nsecrets {{\n  ike-all {{\n    secret = \"the lab's, which protects nothing\"\n  }}\n}}\n"
+    )
 }
