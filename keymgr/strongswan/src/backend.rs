@@ -61,10 +61,7 @@ pub(crate) extern "C" fn create() -> *mut KernelIpsec {
 }
 
 /// Does what charon asks. No panic may reach charon: it cannot unwind.
-fn answer(
-    this: *mut KernelIpsec,
-    call: impl FnOnce(&Session) -> Result<Status, String>,
-) -> c_uint {
+fn answer(this: *mut KernelIpsec, call: impl FnOnce(&Session) -> Result<Status, String>) -> c_uint {
     // SAFETY: charon passes what `create` gave it, until it calls `destroy`.
     let backend = unsafe { &*this.cast::<Backend>() };
     let session = &backend.session;
@@ -105,15 +102,13 @@ unsafe extern "C" fn get_spi(
         if protocol != ESP {
             return Ok(Status::NotSupported);
         }
-        Ok(
-            match session.allocate_spi(convert::address(destination)?) {
-                Ok(allocated) => {
-                    give(spi, allocated.to_be());
-                    Status::Success
-                }
-                Err(status) => status,
-            },
-        )
+        Ok(match session.allocate_spi(convert::address(destination)?) {
+            Ok(allocated) => {
+                give(spi, allocated.to_be());
+                Status::Success
+            }
+            Err(status) => status,
+        })
     })
 }
 
@@ -158,9 +153,7 @@ unsafe extern "C" fn query_sa(
 }
 
 unsafe extern "C" fn del_sa(this: *mut KernelIpsec, id: &SaId, _data: *const c_void) -> c_uint {
-    answer(this, |session| {
-        Ok(session.delete_sa(convert::sa_name(id)?))
-    })
+    answer(this, |session| Ok(session.delete_sa(convert::sa_name(id)?)))
 }
 
 unsafe extern "C" fn flush_sas(this: *mut KernelIpsec) -> c_uint {

@@ -198,14 +198,16 @@ impl Session {
 
     /// The same, for what the next session makes up for.
     fn tell_later(&self, answer: Answer, what: &str, later: &str) -> Status {
-        match answer {
-            Err(Failure::Away(text) | Failure::Unanswered(text)) => {
-                let text = format!("{what} yet: {text}; {later}");
-                self.shared.charon.log(&text);
-                Status::Success
-            }
-            other => self.tell(other, what),
-        }
+        let why = match answer {
+            // Why it is away has been logged once.
+            Err(Failure::Away(_)) => "culvert-keymgr is away".to_owned(),
+            Err(Failure::Unanswered(text)) => format!("culvert-keymgr gave no answer ({text})"),
+            other => return self.tell(other, what),
+        };
+        self.shared
+            .charon
+            .log(&format!("{what} yet: {why}; {later}"));
+        Status::Success
     }
 }
 

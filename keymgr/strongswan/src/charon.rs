@@ -18,8 +18,7 @@ use culvert_bridge::TrafficSelector;
 use culvert_bridge::records::{Expired, Moved};
 
 use crate::layout::{
-    AcquireData, Chunk, DBG_KNL, Daemon, Host, KernelInterface, LEVEL_CTRL, Library,
-    Selector,
+    AcquireData, Chunk, DBG_KNL, Daemon, Host, KernelInterface, LEVEL_CTRL, Library, Selector,
 };
 use crate::os;
 

@@ -9,9 +9,10 @@ use culvert_bridge::{
 };
 
 use crate::layout::{
-    AddSa, HW_OFFLOAD_YES, Host, Lifetime, ManagePolicy, Mark, POLICY_DROP, POLICY_FWD, POLICY_IN,
-    POLICY_IPSEC, POLICY_OUT, POLICY_PASS, POLICY_PRIORITY_DEFAULT, POLICY_PRIORITY_FALLBACK,
-    POLICY_PRIORITY_PASS, POLICY_PRIORITY_ROUTED, PolicyId, SaId, Selector, UpdateSa,
+    AUTH_UNDEFINED, AddSa, HW_OFFLOAD_YES, Host, Lifetime, ManagePolicy, Mark, POLICY_DROP,
+    POLICY_FWD, POLICY_IN, POLICY_IPSEC, POLICY_OUT, POLICY_PASS, POLICY_PRIORITY_DEFAULT,
+    POLICY_PRIORITY_FALLBACK, POLICY_PRIORITY_PASS, POLICY_PRIORITY_ROUTED, PolicyId, SaId,
+    Selector, UpdateSa,
 };
 
 type Result<T> = std::result::Result<T, String>;
@@ -36,7 +37,11 @@ pub(crate) fn sa(id: &SaId, data: &AddSa) -> Result<Sa> {
         mode: data.mode,
         encryption: data.enc_alg,
         key: Secret::new(data.enc_key.bytes().to_vec()),
-        integrity: data.int_alg,
+        // What charon says with an AEAD.
+        integrity: match data.int_alg {
+            AUTH_UNDEFINED => 0,
+            algorithm => algorithm,
+        },
         esn: data.esn,
         replay_window: data.replay_window,
         tfc: data.tfc,
@@ -164,5 +169,7 @@ fn restriction(asked: &[(bool, &str)]) -> Option<String> {
 
 fn one_of<T: Copy>(what: &str, number: c_uint, known: &[(c_uint, T)]) -> Result<T> {
     let found = known.iter().find(|(value, _)| *value == number);
-    Ok(found.ok_or_else(|| format!("{what} {number} is not known"))?.1)
+    Ok(found
+        .ok_or_else(|| format!("{what} {number} is not known"))?
+        .1)
 }

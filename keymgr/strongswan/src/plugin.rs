@@ -97,7 +97,10 @@ fn refuse(name: &str, why: &str) -> *mut c_void {
     let client = Client {
         path: PathBuf::from(culvert_bridge::SOCKET),
         hello: Hello {
-            program: format!("{name}, plugin kernel-culvert {}", env!("CARGO_PKG_VERSION")),
+            program: format!(
+                "{name}, plugin kernel-culvert {}",
+                env!("CARGO_PKG_VERSION")
+            ),
             ..hello()
         },
         owner: 0,

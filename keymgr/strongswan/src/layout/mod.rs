@@ -83,8 +83,8 @@ const fn size_of_field<S, F>(_: fn(&S) -> *const F) -> usize {
 
 mod v5_9_8;
 
-pub use v5_9_8::{VERSION, facts};
 pub(crate) use v5_9_8::*;
+pub use v5_9_8::{VERSION, facts};
 
 /// The versions that are known.
 pub(crate) const KNOWN: [&str; 1] = [VERSION];

@@ -46,6 +46,7 @@ c_values! { values:
     POLICY_PRIORITY_ROUTED: c_uint = 2;
     POLICY_PRIORITY_FALLBACK: c_uint = 3;
     HW_OFFLOAD_YES: c_uint = 1;
+    AUTH_UNDEFINED: u16 = 1024;
     DBG_KNL: c_uint = 6;
     LEVEL_CTRL: c_int = 1;
 }
