@@ -259,7 +259,12 @@ impl Charon {
         Some(())
     }
 
+    /// Removes an SA, or gives back an SPI that was to be one's.
     fn delete_sa(&mut self, name: &SaName, state: &mut State) -> Option<()> {
+        let spi = Spi::new(name.spi).ok()?;
+        if self.reserved.remove(&spi).is_some() {
+            return Some(());
+        }
         let sa = self.sas.remove(&self.find(name)?)?;
         state.retire(&sa.spec);
         Some(())

@@ -244,8 +244,9 @@ fn a_negotiated_tunnel_shows_peer_age_and_rekeying() {
     (datapath.policies, keymgr.tunnels) = pairs.into_iter().unzip();
     datapath.sas[0].lifetime.soft.seconds = Some(3670);
     datapath.sas[0].lifetime.soft.bytes = Some(1_007_000);
-    // It is being replaced.
-    datapath.sas[0].state = "expiring".to_owned();
+    // It is being replaced, with nothing left.
+    datapath.sas[1].state = "expiring".to_owned();
+    datapath.sas[1].lifetime.soft.seconds = Some(1);
     keymgr.charon = Some(CharonStatus {
         program: "strongSwan 5.9.8".to_owned(),
         connected: true,

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use culvert_packet::reason::DropReason;
 use culvert_proto::policy::short;
-use culvert_proto::sa::{Action, Direction, Geneve, Selector, Spi, UdpEncapsulation};
+use culvert_proto::sa::{Action, Direction, Geneve, SaId, Selector, UdpEncapsulation};
 use culvert_proto::status::{DatapathStatus, KeymgrStatus, SaStatus};
 
 use super::Report;
@@ -148,23 +148,21 @@ fn policies(status: &DatapathStatus, tunnels: &Tunnels<'_>, all: bool) -> String
         ">AGE",
         ">REKEY IN",
     ]);
-    let outbound: HashMap<(Spi, IpAddr), &SaStatus> = status
-        .sas
-        .iter()
-        .filter(|sa| sa.direction == Direction::Out)
-        .map(|sa| ((sa.spi, sa.destination), sa))
-        .collect();
+    let sas: HashMap<SaId, &SaStatus> = status.sas.iter().map(|sa| (id(sa), sa)).collect();
     // What is blocked first, so that it is on the screen.
     let mut sorted: Vec<_> = status.policies.iter().collect();
     sorted.sort_by_key(|policy| is_protected(policy));
     let shown = if all { sorted.len() } else { ROWS };
     for policy in sorted.iter().take(shown) {
         let tunnel = tunnels.get(&policy.selector);
-        let sa = match &policy.action {
-            Action::Protect { outbound, .. } => *outbound,
-            Action::Bypass | Action::Discard => None,
+        let (outbound, inbound) = match &policy.action {
+            Action::Protect { outbound, inbound } => (*outbound, &inbound[..]),
+            Action::Bypass | Action::Discard => (None, &[][..]),
         };
-        let sa = sa.and_then(|id| outbound.get(&(id.spi, id.destination)));
+        // Those that are being replaced say nothing of when the next ones are.
+        let alive = outbound.iter().chain(inbound).filter_map(|id| sas.get(id));
+        let alive: Vec<&SaStatus> = alive.copied().filter(|sa| sa.state == "alive").collect();
+        let sa = outbound.and_then(|id| sas.get(&id));
         let none = || "-".to_owned();
         let protected_by = if !is_protected(policy) && waits(policy, tunnel) {
             "none (waits for a packet)".to_owned()
@@ -181,25 +179,29 @@ fn policies(status: &DatapathStatus, tunnels: &Tunnels<'_>, all: bool) -> String
                 .and_then(|tunnel| tunnel.ike_peer)
                 .map_or_else(none, |peer| peer.to_string()),
             sa.map_or_else(none, |sa| duration(seconds(sa.age_seconds))),
-            sa.map_or_else(none, |sa| rekey(sa)),
+            rekey(&alive),
         ]);
     }
     table.text() + &more(sorted.len(), shown, "policies")
 }
 
-/// What is left until the SA asks to be replaced: time, bytes, packets, whichever has a limit.
-fn rekey(sa: &SaStatus) -> String {
-    let limits = &sa.lifetime.soft;
+fn id(sa: &SaStatus) -> SaId {
+    SaId {
+        direction: sa.direction,
+        spi: sa.spi,
+        destination: sa.destination,
+    }
+}
+
+/// What is left until the first of the SAs asks to be replaced: time, bytes, packets, whichever has a limit.
+fn rekey(sas: &[&SaStatus]) -> String {
+    let least = |left: fn(&SaStatus) -> Option<u64>| sas.iter().filter_map(|sa| left(sa)).min();
     let parts = [
-        limits
-            .seconds
-            .map(|limit| duration(seconds(limit.saturating_sub(sa.age_seconds)))),
-        limits
-            .bytes
-            .map(|limit| bytes(limit.saturating_sub(sa.bytes))),
-        limits
-            .packets
-            .map(|limit| format!("{} packets", limit.saturating_sub(sa.packets))),
+        least(|sa| Some(sa.lifetime.soft.seconds?.saturating_sub(sa.age_seconds)))
+            .map(|left| duration(seconds(left))),
+        least(|sa| Some(sa.lifetime.soft.bytes?.saturating_sub(sa.bytes))).map(bytes),
+        least(|sa| Some(sa.lifetime.soft.packets?.saturating_sub(sa.packets)))
+            .map(|left| format!("{left} packets")),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     if parts.is_empty() {

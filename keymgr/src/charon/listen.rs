@@ -207,11 +207,11 @@ fn answer(manager: &Manager, hello: &Hello, request: Request) -> Reply {
             let _ = manager.settle(generation, PATIENCE);
             found(updated)
         }
-        Request::DeleteSa(name) => found(
-            manager
-                .change(|Sources { state, charon, .. }| charon.delete_sa(&name, state))
-                .1,
-        ),
+        Request::DeleteSa(name) => {
+            let (_, deleted) =
+                manager.change(|Sources { state, charon, .. }| charon.delete_sa(&name, state));
+            found(deleted)
+        }
         Request::FlushSas => {
             manager.change(|Sources { state, charon, .. }| charon.flush_sas(state));
             Reply::Done
