@@ -10,7 +10,7 @@
 //! wire; [`load`] is ping and iperf3; [`demo`] runs the demo.
 //!
 //! The daemons that Culvert works with are on the hypervisors as they are on real ones: [`hypervisor`] gives each its own
-//! files, [`charon`] is strongSwan, [`ike`] its connections, with [`certificates`].
+//! files, [`charon`] is strongSwan, [`ike`] its connections, with [`certificates`], [`ovs`] is Open vSwitch.
 
 pub mod certificates;
 pub mod charon;
@@ -22,4 +22,5 @@ pub mod keys;
 pub mod lab;
 pub mod load;
 pub mod netns;
+pub mod ovs;
 pub mod wire;
