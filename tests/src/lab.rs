@@ -54,6 +54,8 @@ pub struct Plan {
     pub dont_fragment: bool,
     /// More lines of each SA in the key managers' files, outbound and inbound.
     pub sa: [&'static str; 2],
+    /// Whether there are tunnel devices at all. Without, something else makes Geneve.
+    pub tunnel: bool,
     /// Leave it standing when the process ends.
     pub keep: bool,
 }
@@ -70,6 +72,7 @@ impl Default for Plan {
             inner_mtu: INNER_MTU,
             dont_fragment: true,
             sa: [""; 2],
+            tunnel: true,
             keep: false,
         }
     }
@@ -124,7 +127,7 @@ impl Lab {
         let b = Side::new(&home, &underlay, plan, 1)?;
         let mut sides = [a, b];
         let mut endpoint = "kernel";
-        for number in 0..2 {
+        for number in (0..2).filter(|_| plan.tunnel) {
             let (remote, other) = (sides[1 - number].outer, 1 - number);
             if !sides[number].add_tunnel(plan, number, other, remote)? {
                 endpoint = "fixture";
@@ -182,6 +185,12 @@ impl Lab {
     pub fn rekey(&self, number: usize, generations: &[&Generation], out: usize) -> Result<()> {
         self.write_keys(number, generations, out)?;
         run(&mut culvert(&self.sides[number], &["reload"])?).map(drop)
+    }
+
+    /// The underlay NIC's MAC address of a side.
+    #[must_use]
+    pub fn outer_mac(&self, number: usize) -> String {
+        outer_mac(number)
     }
 
     /// The underlay addresses of a and b.

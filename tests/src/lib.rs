@@ -10,8 +10,8 @@
 //! wire; [`load`] is ping and iperf3, [`udp`] packets with numbers; [`demo`] runs the demo.
 //!
 //! The daemons that Culvert works with are on the hypervisors as they are on real ones: [`hypervisor`] gives each its own
-//! files, [`charon`] is strongSwan, [`ike`] its connections, with [`certificates`];
-//! [`negotiated`] is the lab with all of it.
+//! files, [`charon`] is strongSwan, [`ike`] its connections, with [`certificates`], [`ovs`] is Open vSwitch;
+//! [`negotiated`] is the lab with strongSwan, [`switched`] with both.
 
 pub mod certificates;
 pub mod charon;
@@ -24,5 +24,7 @@ pub mod lab;
 pub mod load;
 pub mod negotiated;
 pub mod netns;
+pub mod ovs;
+pub mod switched;
 pub mod udp;
 pub mod wire;

@@ -7,6 +7,7 @@ mod faults;
 mod interop;
 mod lives;
 mod modes;
+mod ovs;
 mod parts;
 mod policies;
 mod rekey;
@@ -49,6 +50,7 @@ fn main() {
         tests(&parts, strongswan::TESTS),
         tests(&parts, strongswan_faults::TESTS),
         tests(&parts, strongswan_rekey::TESTS),
+        tests(&parts, ovs::TESTS),
         tests(&scapy, interop::TESTS),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
