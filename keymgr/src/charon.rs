@@ -1,6 +1,7 @@
 //! The SAs and policies of strongSwan's charon, as its plugin hands them over.
 //!
-//! [`sa`] and [`policy`] make charon's records ours, [`guard`] remembers whom to block, [`usage`] when SAs were
+//! [`sa`] and [`policy`] make charon's records ours, [`guard`] remembers whom to block, [`leaving`] what is needed
+//! for a moment more, [`usage`] when SAs were
 //! used, and [`listen`] is the socket. What is here changes under one lock, and is made what is wanted as a whole
 //! ([`crate::manager`]): a policy and its SAs change together.
 //!
@@ -9,6 +10,7 @@
 //! number, upon which the plugin lets charon negotiate anew.
 
 mod guard;
+mod leaving;
 pub(crate) mod listen;
 mod policy;
 mod sa;
@@ -21,7 +23,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use culvert_bridge::records::{Acquire, Expired, Moved, SaUpdate};
+use culvert_bridge::records::{Expired, Moved, SaUpdate};
 use culvert_bridge::{Event, Hello, Kind, Policy, Sa, SaName};
 use culvert_proto::event;
 use culvert_proto::policy::{Action, Geneve, PolicySpec, Selector};
@@ -31,6 +33,7 @@ use ipnet::IpNet;
 use log::{info, warn};
 
 use self::guard::Guard;
+use self::leaving::{Entry, is_trap};
 use crate::spi;
 use crate::state::State;
 use crate::wanted::Wanted;
@@ -62,6 +65,8 @@ struct Installed {
     /// Its packets when it was looked at last, and the second of the monotonic clock at which they had grown.
     packets: u64,
     last_use: u64,
+    /// Until when it stays although charon has removed it.
+    leaves: Option<Instant>,
 }
 
 /// The charon that is, or was last, connected.
@@ -81,9 +86,11 @@ pub(crate) struct Charon {
     sessions: u64,
     sas: BTreeMap<SaId, Installed>,
     /// In the order of their installation.
-    policies: Vec<(Selector, Policy)>,
+    policies: Vec<Entry>,
     guard: Guard,
     reserved: HashMap<Spi, Instant>,
+    /// When charon was asked for SAs, by reqid.
+    asked: HashMap<u32, Instant>,
     /// What was refused, by the peer that it was for.
     refused: BTreeMap<String, String>,
 }
@@ -98,6 +105,7 @@ impl Charon {
             policies: Vec::new(),
             guard: Guard::open(run.join("held"))?,
             reserved: HashMap::new(),
+            asked: HashMap::new(),
             refused: BTreeMap::new(),
         })
     }
@@ -216,6 +224,7 @@ impl Charon {
             reached: None,
             packets: 0,
             last_use: 0,
+            leaves: None,
         };
         self.sas.insert(id, installed);
         Ok(id)
@@ -239,7 +248,7 @@ impl Charon {
                 destination: name.destination,
             })
             .into_iter()
-            .find(|id| self.sas.contains_key(id))
+            .find(|id| self.sas.get(id).is_some_and(|sa| sa.leaves.is_none()))
     }
 
     /// Gives an SA other ends. Its key stays, and so do its numbers.
@@ -265,8 +274,11 @@ impl Charon {
         if self.reserved.remove(&spi).is_some() {
             return Some(());
         }
-        let sa = self.sas.remove(&self.find(name)?)?;
-        state.retire(&sa.spec);
+        let id = self.find(name)?;
+        if !self.lingers(&id) {
+            let sa = self.sas.remove(&id)?;
+            state.retire(&sa.spec);
+        }
         Some(())
     }
 
@@ -287,9 +299,12 @@ impl Charon {
         };
         match selector {
             Ok(selector) => {
-                let entry = (selector, policy);
-                if !self.policies.contains(&entry) {
-                    self.policies.push(entry);
+                if self.installed(&policy).is_none() {
+                    self.policies.push(Entry {
+                        selector,
+                        policy,
+                        leaves: None,
+                    });
                 }
                 Ok(())
             }
@@ -301,23 +316,27 @@ impl Charon {
         }
     }
 
-    fn delete_policy(&mut self, policy: &Policy) -> Option<()> {
-        let at = self
-            .policies
-            .iter()
-            .position(|(_, other)| other == policy)?;
-        self.policies.remove(at);
+    fn delete_policy(&mut self, policy: &Policy, state: &State) -> Option<()> {
+        let at = self.installed(policy)?;
+        self.remove_policy(at, state);
         Some(())
+    }
+
+    /// The place of a policy that charon has installed and not removed.
+    fn installed(&self, policy: &Policy) -> Option<usize> {
+        let same = |entry: &Entry| entry.leaves.is_none() && entry.policy == *policy;
+        self.policies.iter().position(same)
     }
 
     /// Brings the guard to the policies that stand.
     fn guard(&mut self, taken_out: bool) {
         let mut present = BTreeMap::new();
-        for (selector, policy) in &self.policies {
+        for Entry {
+            selector, policy, ..
+        } in &self.policies
+        {
             if policy.kind != Kind::Bypass {
-                let trap = policy.priority == culvert_bridge::Priority::Routed
-                    && policy.kind == Kind::Protect;
-                *present.entry(selector.remote).or_default() |= trap;
+                *present.entry(selector.remote).or_default() |= is_trap(policy);
             }
         }
         self.guard.update(&present, taken_out, Instant::now());
@@ -335,7 +354,7 @@ impl Charon {
             .sas
             .extend(sas.map(|sa| (sa.spec.id, sa.spec.clone())));
         let policies = self.policies.iter();
-        let policies = policies.map(|(selector, policy)| (selector, policy));
+        let policies = policies.map(|entry| (&entry.selector, &entry.policy));
         for composed in policy::compose(policies, &self.sas) {
             let selector = composed.spec.selector.clone();
             wanted.policies.insert(selector, composed.spec);
@@ -363,8 +382,11 @@ impl Charon {
         let sas = file.sas.iter().map(|sa| sa.id);
         let policies = file.policies.iter().map(|policy| &policy.selector);
         let sas = sas.filter(|id| self.sas.contains_key(id));
-        let policies =
-            policies.filter(|selector| self.policies.iter().any(|(other, _)| other == *selector));
+        let policies = policies.filter(|selector| {
+            self.policies
+                .iter()
+                .any(|entry| entry.selector == **selector)
+        });
         sas.map(|id| format!("{id}: strongSwan has one of this name; use another SPI"))
             .chain(policies.map(|selector| format!("policy {selector}: strongSwan has the same")))
             .collect()
@@ -377,6 +399,10 @@ impl Charon {
                 let Some(sa) = self.sas.get_mut(sa) else {
                     return false;
                 };
+                // What charon has removed is nothing to it.
+                if sa.leaves.is_some() {
+                    return true;
+                }
                 // A datapath that has started again says it again.
                 (sa.reached.is_none_or(|before| *hard && !before)).then(|| {
                     sa.reached = Some(*hard);
@@ -394,36 +420,39 @@ impl Charon {
                 }))
             }
             event::Event::Wanted { selector } => {
-                let policies = self.policies.iter().filter(|(other, _)| other == selector);
-                let mut traps = policies.filter(|(_, policy)| {
-                    policy.priority == culvert_bridge::Priority::Routed
-                        && policy.kind == Kind::Protect
-                });
-                let trap = traps.next();
-                trap.map(|(_, policy)| {
-                    Event::Acquire(Acquire {
-                        reqid: policy.reqid,
-                    })
-                })
+                let wanted = |entry: &&Entry| entry.selector == *selector && is_trap(&entry.policy);
+                let trap = self.policies.iter().find(wanted);
+                if let Some(reqid) = trap.map(|entry| entry.policy.reqid) {
+                    self.ask_for(reqid);
+                }
+                None
             }
         };
-        let events = self
-            .session
-            .as_ref()
-            .and_then(|session| session.events.as_ref());
-        if let (Some(event), Some(events)) = (told, events) {
-            // It has just ended: what matters of it is told when it comes back.
-            let _ = events.send(event);
+        if let Some(event) = told {
+            self.tell(event);
         }
         true
     }
 
-    /// Once a second: when SAs are used, and who is let go. Whether the latter changes anything.
-    pub(crate) fn tick(&mut self, state: &State) -> bool {
+    /// Tells charon, if it is there. It may have just ended: what matters of it is told when it comes back.
+    fn tell(&self, event: Event) {
+        let session = self.session.as_ref();
+        if let Some(events) = session.and_then(|session| session.events.as_ref()) {
+            let _ = events.send(event);
+        }
+    }
+
+    /// Once a second: when SAs are used, and what is let go. Whether the latter changes anything.
+    pub(crate) fn tick(&mut self, state: &mut State) -> bool {
         for sa in self.sas.values_mut() {
             usage::look(sa, state);
         }
-        self.guard.expire(Instant::now())
+        let now = Instant::now();
+        let gone = self.let_go(now, state);
+        if gone {
+            self.guard(true);
+        }
+        self.guard.expire(now) || gone
     }
 
     /// Lets go of peers that are held.

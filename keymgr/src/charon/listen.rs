@@ -218,8 +218,9 @@ fn answer(manager: &Manager, hello: &Hello, request: Request) -> Reply {
         }
         Request::DeletePolicy(policy) => {
             let (_, deleted) = manager.change(|sources| {
-                let deleted = sources.charon.delete_policy(&policy);
-                sources.charon.guard(true);
+                let Sources { state, charon, .. } = sources;
+                let deleted = charon.delete_policy(&policy, state);
+                charon.guard(true);
                 deleted
             });
             // Those that let pass what is not Geneve were not kept.

@@ -12,6 +12,7 @@ use culvert_proto::sa::{Direction, SaId, SaSpec, Spi};
 use culvert_proto::status::TunnelStatus;
 use ipnet::IpNet;
 
+use super::leaving::is_trap;
 use super::{Installed, NotServed, TRANSPORT};
 
 const UDP: u8 = 17;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::Config;
-use culvert_bridge::records::PolicyName;
+use culvert_bridge::records::{Acquire, PolicyName};
 use culvert_bridge::{Direction as Way, Lifetimes, Priority, Secret, TrafficSelector};
 use culvert_proto::policy::Selector;
 use culvert_state::Region;
@@ -122,7 +122,7 @@ impl Fixture {
     }
 
     fn delete_policy(&mut self, policy: &Policy) {
-        self.charon.delete_policy(policy).unwrap();
+        self.charon.delete_policy(policy, &self.state).unwrap();
         self.charon.guard(true);
     }
 
@@ -326,4 +326,66 @@ fn bypass_for_others_is_no_business_of_ours() {
     let mut selector = Selector::hosts(HERE.parse().unwrap(), THERE.parse().unwrap());
     selector.geneve = Geneve::Remote;
     assert!(it.charon.hear(&event::Event::Wanted { selector }));
+}
+
+#[test]
+fn what_is_taken_down_under_traffic_stays_until_it_is_made_again() {
+    let mut it = fixture();
+    let events = it.begin(1, Vec::new()).unwrap();
+    for direction in [Way::Out, Way::In] {
+        it.add_policy(policy(direction, 0));
+    }
+    let pair = |it: &mut Fixture, number: u32| {
+        let key = u8::try_from(number).unwrap();
+        it.add(&sa(0x1000 + number, true, 2 * key)).unwrap();
+        it.add(&sa(0x2000 + number, false, 2 * key + 1)).unwrap();
+        it.add_policy(policy(Way::In, 0x1000 + number));
+        it.add_policy(policy(Way::Out, 0x2000 + number));
+    };
+    let take_down = |it: &mut Fixture, number: u32| {
+        it.delete_policy(&policy(Way::Out, 0x2000 + number));
+        it.delete_policy(&policy(Way::In, 0x1000 + number));
+        for name in [
+            sa(0x2000 + number, false, 0).name,
+            sa(0x1000 + number, true, 0).name,
+        ] {
+            it.charon.delete_sa(&name, &mut it.state).unwrap();
+            assert!(it.charon.delete_sa(&name, &mut it.state).is_none(), "once");
+        }
+    };
+    let used = |it: &mut Fixture, spi: u32| {
+        let sa = it.charon.sas.get_mut(&id(Direction::Out, spi)).unwrap();
+        sa.last_use = crate::state::now() / 1000;
+    };
+    let protect = |out: u32, into: &[u32]| Action::Protect {
+        outbound: Some(id(Direction::Out, out)),
+        inbound: into.iter().map(|spi| id(Direction::In, *spi)).collect(),
+    };
+    // Nothing goes under it: it is gone at once.
+    pair(&mut it, 1);
+    take_down(&mut it, 1);
+    assert_eq!(it.wanted().sas.len(), 0);
+    assert!(events.try_recv().is_err());
+
+    pair(&mut it, 2);
+    used(&mut it, 0x2002);
+    take_down(&mut it, 2);
+    assert_eq!(it.action(), protect(0x2002, &[0x1002]));
+    let asked = events.try_recv();
+    assert_eq!(asked, Ok(Event::Acquire(Acquire { reqid: 1 })));
+    assert!(events.try_recv().is_err(), "once is enough");
+    pair(&mut it, 3);
+    assert_eq!(it.action(), protect(0x2003, &[0x1002, 0x1003]));
+    let later = Instant::now() + Duration::from_secs(10);
+    assert!(it.charon.let_go(later, &mut it.state));
+    assert_eq!(it.action(), protect(0x2003, &[0x1003]));
+    assert_eq!(it.wanted().sas.len(), 2);
+
+    // Without the trap nobody would make them again.
+    used(&mut it, 0x2003);
+    take_down(&mut it, 3);
+    for direction in [Way::Out, Way::In] {
+        it.delete_policy(&policy(direction, 0));
+    }
+    assert_eq!(it.charon.policies.len(), 0);
 }

@@ -1,10 +1,10 @@
 //! How much SAs were used, and when last: what charon asks for its lists, for DPD and for inactivity.
 
 use culvert_bridge::records::PolicyName;
-use culvert_bridge::{Policy, SaName, Usage};
-use culvert_proto::policy::Selector;
+use culvert_bridge::{SaName, Usage};
 use culvert_proto::sa::Direction;
 
+use super::leaving::Entry;
 use super::{Charon, Installed};
 use crate::state::State;
 
@@ -20,12 +20,12 @@ impl Charon {
             culvert_bridge::Direction::Out => Direction::Out,
             _ => Direction::In,
         };
-        let of_name = |policy: &&(Selector, Policy)| policy.1.name == *name;
+        let of_name = |entry: &&Entry| entry.policy.name == *name;
         let reqids: Vec<u32> = self
             .policies
             .iter()
             .filter(of_name)
-            .map(|(_, policy)| policy.reqid)
+            .map(|entry| entry.policy.reqid)
             .collect();
         if reqids.is_empty() {
             return None;

@@ -1,0 +1,125 @@
+//! SAs that charon takes down while packets go under them, and that a trap would have it make again at once: they stay for
+//! a moment, until the new ones are there.
+//!
+//! ovs-monitor-ipsec 3.1 is why. With strongSwan it misreads the names of connections, and takes all of them down whenever
+//! a tunnel is added or changed anywhere. The peer hears of it and takes them down, too, and from the next packet on both
+//! negotiate anew. With the kernel's IPsec each of these is a gap in every tunnel of the hypervisor. Here the packets go on
+//! under the old SAs meanwhile, on both sides, as they do in a rekeying. Nothing is accepted for longer than charon itself
+//! accepts what was rekeyed (`charon.delete_rekeyed_delay`, five seconds).
+
+use std::time::{Duration, Instant};
+
+use culvert_bridge::records::Acquire;
+use culvert_bridge::{Direction as Way, Event, Kind, Policy, Priority};
+use culvert_proto::policy::Selector;
+use culvert_proto::sa::{Direction, SaId};
+
+use super::Charon;
+use crate::state::State;
+
+/// How long they stay.
+const LINGER: Duration = Duration::from_secs(3);
+/// An SA is in use if it was used within so many seconds.
+const RECENT: u64 = 2;
+/// How often charon is asked for the same SAs.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A policy that charon has installed.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) selector: Selector,
+    pub(super) policy: Policy,
+    /// Until when it stays although charon has removed it.
+    pub(super) leaves: Option<Instant>,
+}
+
+/// Whether a policy is a trap.
+pub(super) fn is_trap(policy: &Policy) -> bool {
+    policy.priority == Priority::Routed && policy.kind == Kind::Protect
+}
+
+impl Charon {
+    /// Removes a policy that charon has taken out, at once or later.
+    pub(super) fn remove_policy(&mut self, at: usize, state: &State) {
+        let Entry {
+            selector, policy, ..
+        } = self.policies[at].clone();
+        let same = |entry: &Entry| entry.selector == selector && entry.leaves.is_none();
+        let replaced = self.policies.iter().enumerate().any(|(other, entry)| {
+            other != at
+                && same(entry)
+                && entry.policy.name.direction == policy.name.direction
+                && !is_trap(&entry.policy)
+        });
+        let trap = self
+            .policies
+            .iter()
+            .find(|entry| same(entry) && is_trap(&entry.policy));
+        let trap = trap.map(|entry| entry.policy.reqid);
+        let Some(trap) =
+            trap.filter(|_| !is_trap(&policy) && !replaced && self.is_in_use(policy.reqid, state))
+        else {
+            self.policies.remove(at);
+            if is_trap(&policy) {
+                // Nobody would replace them any more.
+                self.policies
+                    .retain(|entry| entry.selector != selector || entry.leaves.is_none());
+            }
+            return;
+        };
+        self.policies[at].leaves = Some(Instant::now() + LINGER);
+        if policy.name.direction == Way::Out {
+            self.ask_for(trap);
+        }
+    }
+
+    /// Whether packets go out under the SAs of a reqid.
+    fn is_in_use(&mut self, reqid: u32, state: &State) -> bool {
+        let now = crate::state::now() / 1000;
+        self.sas
+            .values_mut()
+            .filter(|sa| sa.reqid == reqid && sa.spec.id.direction == Direction::Out)
+            .any(|sa| now - super::usage::look(sa, state).last_use.min(now) <= RECENT)
+    }
+
+    /// Whether an SA that charon has removed stays for a while: it is needed by a policy that does.
+    pub(super) fn lingers(&mut self, id: &SaId) -> bool {
+        let Some(sa) = self.sas.get(id) else {
+            return false;
+        };
+        let leaves = self
+            .policies
+            .iter()
+            .filter(|entry| entry.policy.reqid == sa.reqid)
+            .filter_map(|entry| entry.leaves)
+            .max();
+        if let Some(sa) = self.sas.get_mut(id) {
+            sa.leaves = leaves;
+        }
+        leaves.is_some()
+    }
+
+    /// Removes what has stayed long enough, and says whether there was anything.
+    pub(super) fn let_go(&mut self, now: Instant, state: &mut State) -> bool {
+        let is_over = |leaves: Option<Instant>| leaves.is_some_and(|leaves| leaves <= now);
+        let before = (self.policies.len(), self.sas.len());
+        self.policies.retain(|entry| !is_over(entry.leaves));
+        self.sas.retain(|_, sa| {
+            let over = is_over(sa.leaves);
+            if over {
+                state.retire(&sa.spec);
+            }
+            !over
+        });
+        before != (self.policies.len(), self.sas.len())
+    }
+
+    /// Has charon negotiate for a trap, but not all the time.
+    pub(super) fn ask_for(&mut self, reqid: u32) {
+        let now = Instant::now();
+        self.asked.retain(|_, since| now - *since < AGAIN);
+        if self.asked.insert(reqid, now).is_none() {
+            self.tell(Event::Acquire(Acquire { reqid }));
+        }
+    }
+}
