@@ -23,4 +23,5 @@ pub mod lab;
 pub mod load;
 pub mod netns;
 pub mod ovs;
+pub mod settings;
 pub mod wire;
