@@ -183,7 +183,10 @@ impl Charon {
             ended = !matches!(process.try_wait(), Ok(None));
             ended || self.world.within(|| Ok(listens())).unwrap_or(false)
         })
-        .and_then(|()| Ok(ensure!(!ended, "{program} has ended")))
+        .and_then(|()| {
+            ensure!(!ended, "{program} has ended");
+            Ok(())
+        })
         .with_context(|| format!("{}\n{}", tail(&output), tail(&self.log())))?;
         self.load()
     }

@@ -1,9 +1,9 @@
 //! What a hypervisor has for itself beside its network: its own `/usr`, `/etc`, `/var` and `/run`, so that daemons that
 //! know one place only for their files run on both, unmodified and not installed.
 //!
-//! `/usr` is this machine's below what `tests/parts/fetch` has fetched, read-only. `/etc` and `/var` are so too to begin
-//! with, but what is written there is this hypervisor's alone, and gone with it. `/run` is empty but for the lab's folder
-//! of this side, at the same path as outside. All else is the machine's.
+//! `/usr` is this machine's below what `tests/parts/fetch` has fetched, read-only. `/etc` and `/var` are so too to
+//! begin with, but what is written there is this hypervisor's alone, and gone with it. `/run` is empty but for the lab's
+//! folder of this side, at the same path as outside. All else is the machine's.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -47,8 +47,8 @@ pub struct World {
 }
 
 impl World {
-    /// That of a side of the lab, with the packages in the folder `parts`, and with Culvert's plugin for charon if there
-    /// is one.
+    /// That of a side of the lab, with the packages in the folder `parts`, and with Culvert's plugin for charon if it
+    /// is given.
     ///
     /// # Errors
     /// The kernel refuses a mount.
