@@ -1,14 +1,14 @@
 //! The SAs and policies of strongSwan's charon, as its plugin hands them over.
 //!
-//! [`sa`] and [`policy`] make charon's records ours, [`guard`] remembers whom to block, [`leaving`] what is needed
-//! for a moment more, [`usage`] when SAs were
-//! used, and [`listen`] is the socket. What is here changes under one lock, and is made what is wanted as a whole
+//! [`sa`] and [`policy`] make charon's records ours, [`leaving`] keeps what is needed for a moment more, [`guard`]
+//! remembers whom to block, [`usage`] when SAs were used, [`events`] is what charon hears, and [`listen`] the socket. What is here changes under one lock, and is made what is wanted as a whole
 //! ([`crate::manager`]): a policy and its SAs change together.
 //!
 //! A charon that ends or crashes leaves its SAs and policies in force, as with the kernel: another one that
 //! comes takes their place. A key manager that starts again has lost them all, and says so by another instance
 //! number, upon which the plugin lets charon negotiate anew.
 
+mod events;
 mod guard;
 mod leaving;
 pub(crate) mod listen;
@@ -23,9 +23,8 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use culvert_bridge::records::{Expired, Moved, SaUpdate};
+use culvert_bridge::records::SaUpdate;
 use culvert_bridge::{Event, Hello, Kind, Policy, Sa, SaName};
-use culvert_proto::event;
 use culvert_proto::policy::{Action, Geneve, PolicySpec, Selector};
 use culvert_proto::sa::{Direction, SaId, SaSpec, Spi};
 use culvert_proto::status::{CharonStatus, TunnelStatus};
@@ -139,7 +138,7 @@ impl Charon {
         let (sender, events) = channel();
         for sa in self.sas.values() {
             if let Some(hard) = sa.reached {
-                let _ = sender.send(expired(sa, hard));
+                let _ = sender.send(events::expired(sa, hard));
             }
         }
         info!("{} has come", hello.program);
@@ -392,56 +391,6 @@ impl Charon {
             .collect()
     }
 
-    /// Passes on what the datapath tells; false: it is not about anything of charon's.
-    pub(crate) fn hear(&mut self, event: &event::Event) -> bool {
-        let told = match event {
-            event::Event::Expired { sa, hard, .. } => {
-                let Some(sa) = self.sas.get_mut(sa) else {
-                    return false;
-                };
-                // What charon has removed is nothing to it.
-                if sa.leaves.is_some() {
-                    return true;
-                }
-                // A datapath that has started again says it again.
-                (sa.reached.is_none_or(|before| *hard && !before)).then(|| {
-                    sa.reached = Some(*hard);
-                    expired(sa, *hard)
-                })
-            }
-            event::Event::Moved { sa, address, port } => {
-                if !self.sas.contains_key(sa) {
-                    return false;
-                }
-                Some(Event::Moved(Moved {
-                    spi: sa.spi.get(),
-                    destination: sa.destination,
-                    remote: (*address, *port).into(),
-                }))
-            }
-            event::Event::Wanted { selector } => {
-                let wanted = |entry: &&Entry| entry.selector == *selector && is_trap(&entry.policy);
-                let trap = self.policies.iter().find(wanted);
-                if let Some(reqid) = trap.map(|entry| entry.policy.reqid) {
-                    self.ask_for(reqid);
-                }
-                None
-            }
-        };
-        if let Some(event) = told {
-            self.tell(event);
-        }
-        true
-    }
-
-    /// Tells charon, if it is there. It may have just ended: what matters of it is told when it comes back.
-    fn tell(&self, event: Event) {
-        let session = self.session.as_ref();
-        if let Some(events) = session.and_then(|session| session.events.as_ref()) {
-            let _ = events.send(event);
-        }
-    }
-
     /// Once a second: when SAs are used, and what is let go. Whether the latter changes anything.
     pub(crate) fn tick(&mut self, state: &mut State) -> bool {
         for sa in self.sas.values_mut() {
@@ -503,14 +452,6 @@ fn everything_with(remote: IpNet) -> Selector {
         geneve: Geneve::Either,
         vnis: Vec::new(),
     }
-}
-
-fn expired(sa: &Installed, hard: bool) -> Event {
-    Event::Expired(Expired {
-        spi: sa.spec.id.spi.get(),
-        destination: sa.spec.id.destination,
-        hard,
-    })
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! strongSwan's daemon on a hypervisor: as `charon-systemd`, which swanctl tells what to do, or as `charon` below
-//! `starter`, which reads `ipsec.conf`. Both are Debian's, with Debian's settings, but for a log and for Culvert's plugin.
+//! `starter`, which reads `ipsec.conf`. Both are Debian's, with Debian's settings, but for a log and Culvert's plugin.
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -16,6 +17,7 @@ use crate::hypervisor::World;
 use crate::ike::{Auth, CONNECTION, Connection};
 use crate::lab::tail;
 use crate::netns::{Home, run, running, wait_for};
+use crate::settings::Text;
 
 /// Longest time until a daemon is up, and until it has ended.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -25,6 +27,9 @@ pub const LOG: &str = "charon.log";
 
 /// Where charon listens, for swanctl and for stroke.
 const SOCKETS: [&str; 2] = ["/run/charon.vici", "/run/charon.ctl"];
+
+/// Levels of the log that show what becomes of SAs and policies.
+pub const LEVELS: &[(&str, i8)] = &[("default", 1), ("knl", 2)];
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,37 +50,41 @@ pub struct Charon {
 }
 
 impl Charon {
-    /// Prepares it on side `number`, which has the files of `world`. `levels` are those of the log, such as `knl = 2`,
-    /// one a line.
+    /// Prepares it on side `number`, which has the files of `world`. `levels` are those of the log, by subsystem.
     ///
     /// # Errors
     /// Its files cannot be written.
-    pub fn new(world: &World, number: usize, kind: Kind, levels: &str) -> Result<Self> {
+    pub fn new(world: &World, number: usize, kind: Kind, levels: &[(&str, i8)]) -> Result<Self> {
         let this = Self {
             world: world.clone(),
             number,
             kind,
             process: None,
         };
-        let log = this.log();
-        // The plugin's socket is the key manager's, which sees the side's folder and not this /run.
-        let plugin = if world.has_plugin() {
-            let socket = this.bridge();
-            format!(
-                "  plugins {{\n    kernel-culvert {{\n      load = yes\n      socket = {}\n    }}\n  }}\n",
-                socket.display()
-            )
-        } else {
-            String::new()
-        };
-        world.write(
-            "/etc/strongswan.d/zz-lab.conf",
-            &format!(
-                "charon {{\n{plugin}  filelog {{\n    lab {{\n      path = {}\n      time_format = %T\n      time_add_ms = yes\n      \
-                 flush_line = yes\n{levels}\n    }}\n  }}\n}}\n",
-                log.display()
-            ),
-        )?;
+        let mut text = Text::default();
+        text.open("charon");
+        text.open("filelog");
+        text.open("lab");
+        text.set("path", this.log().display());
+        text.set("time_format", "%T");
+        text.set("time_add_ms", "yes");
+        text.set("flush_line", "yes");
+        for (subsystem, level) in levels {
+            text.set(subsystem, level);
+        }
+        text.close();
+        text.close();
+        if world.has_plugin() {
+            text.open("plugins");
+            text.open("kernel-culvert");
+            text.set("load", "yes");
+            // The key manager sees the side's folder, but not this /run.
+            text.set("socket", this.bridge().display());
+            text.close();
+            text.close();
+        }
+        text.close();
+        world.write("/etc/strongswan.d/zz-lab.conf", &text.done())?;
         Ok(this)
     }
 
@@ -103,11 +112,11 @@ impl Charon {
     ) -> Result<()> {
         match self.kind {
             Kind::Systemd => {
-                let text = connection.swanctl(self.number, outer)?;
+                let text = connection.swanctl(self.number, outer);
                 self.world.write("/etc/swanctl/conf.d/lab.conf", &text)?;
             }
             Kind::Starter => {
-                let [text, secrets] = connection.ipsec(self.number, outer)?;
+                let [text, secrets] = connection.ipsec(self.number, outer);
                 self.world.write("/etc/ipsec.conf", &text)?;
                 self.world.write("/etc/ipsec.secrets", &secrets)?;
             }
@@ -167,13 +176,18 @@ impl Charon {
             Ok(())
         })?;
         let output = self.world.folder().join("charon.out");
-        self.process = Some(home.spawn(command, &output)?);
-        let listens = || {
-            self.world
-                .within(|| Ok(std::os::unix::net::UnixStream::connect(socket)?))
-        };
-        wait_for(program, LIMIT, || listens().is_ok())
-            .with_context(|| format!("{}\n{}", tail(&output), tail(&self.log())))?;
+        let process = self.process.insert(home.spawn(command, &output)?);
+        let mut ended = false;
+        let listens = || UnixStream::connect(socket).is_ok();
+        wait_for(program, LIMIT, || {
+            ended = !matches!(process.try_wait(), Ok(None));
+            ended || self.world.within(|| Ok(listens())).unwrap_or(false)
+        })
+        .and_then(|()| {
+            ensure!(!ended, "{program} has ended");
+            Ok(())
+        })
+        .with_context(|| format!("{}\n{}", tail(&output), tail(&self.log())))?;
         self.load()
     }
 

@@ -1,8 +1,8 @@
 //! What a hypervisor has for itself beside its network: its own `/usr`, `/etc`, `/var` and `/run`, so that daemons that
 //! know one place only for their files run on both, unmodified and not installed.
 //!
-//! `/usr` is this machine's below what `tests/parts/fetch` has fetched, read-only; `/etc` and `/var` are the same to
-//! begin with, but what is written there is this hypervisor's alone and gone with it; `/run` is empty but for the lab's
+//! `/usr` is this machine's below what `tests/parts/fetch` has fetched, read-only. `/etc` and `/var` are so too to
+//! begin with, but what is written there is this hypervisor's alone, and gone with it. `/run` is empty but for the lab's
 //! folder of this side, at the same path as outside. All else is the machine's.
 
 use std::ffi::OsStr;
@@ -42,23 +42,24 @@ pub struct World {
     /// The mount namespace, which lives as long as this or a process in it.
     mounts: Arc<File>,
     plugin: bool,
+    /// Held, not used.
     _warden: Option<Arc<Warden>>,
 }
 
 impl World {
-    /// That of a side of the lab, with the packages in the folder `parts`.
+    /// That of a side of the lab, with the packages in the folder `parts`, and with Culvert's plugin for charon if it
+    /// is given.
     ///
     /// # Errors
     /// The kernel refuses a mount.
-    pub fn new(lab: &Lab, number: usize, parts: &Path) -> Result<Self> {
+    pub fn new(lab: &Lab, number: usize, parts: &Path, plugin: Option<&Path>) -> Result<Self> {
         let side = &lab.sides[number];
         let stage = side.folder.join(STAGE);
         fs::create_dir_all(&stage)?;
-        let plugin = program(PLUGIN[0]).ok();
         let layers = Layers {
             stage: &stage,
             parts,
-            plugin: plugin.as_deref(),
+            plugin,
         };
         let mounts = on_a_thread(|| layers.mount(&side.folder))
             .context("mounts of a hypervisor: needs overlayfs")?;
@@ -78,7 +79,7 @@ impl World {
         &self.folder
     }
 
-    /// Whether charon has Culvert's plugin here, which must have been built for that.
+    /// Whether charon has Culvert's plugin here.
     #[must_use]
     pub fn has_plugin(&self) -> bool {
         self.plugin
@@ -275,6 +276,14 @@ impl Drop for Warden {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Culvert's plugin for charon, beside the programs of this workspace.
+///
+/// # Errors
+/// It is not built.
+pub fn plugin() -> Result<PathBuf> {
+    program(PLUGIN[0])
 }
 
 /// The folder of the packages, fetched if they are not there.

@@ -1,20 +1,24 @@
 //! What the IKE daemons are told: one connection between the two hypervisors, as `swanctl.conf` and as `ipsec.conf`
 //! have it.
 //!
-//! Geneve's source port is a hash of the flow that is inside, so that one child with port 6081 at both ends would be for
-//! nothing. There are two, one for what this side sends to the other's port and one for what it gets at its own.
+//! Geneve's source port is a hash of the flow that is inside, so that one child with port 6081 at both ends would be
+//! for nothing. There are two, one for what this side sends to the other's port and one for what it gets at its own.
 
-use std::fmt::Write;
 use std::net::IpAddr;
 
-use anyhow::Result;
-
 use crate::certificates::NAMES;
+use crate::settings::Text;
 
-/// The names of the connection and of its children.
+/// The name of the connection.
 pub const CONNECTION: &str = "peer";
-/// What this side sends to the other's port 6081, and what it gets at its own.
+/// Its children: what this side sends to the other's port 6081, and what it gets at its own.
 pub const CHILDREN: [&str; 2] = ["to-peer", "from-peer"];
+
+/// Of the [`CHILDREN`], local and remote.
+const SELECTORS: [[&str; 2]; 2] = [["udp", "udp/6081"], ["udp/6081", "udp"]];
+
+/// The secret of the lab, for [`Auth::Psk`].
+const SECRET: &str = "the lab's secret, which protects nothing";
 
 /// How the two know each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,11 +55,11 @@ pub struct Connection {
     pub esp: &'static str,
     /// When the children are negotiated, by a and by b. If both do so, they may do it at once, and twice.
     pub start: [Start; 2],
-    /// Whether there are children at all. Without, the IKE SA is made by `swanctl --initiate --ike`.
+    /// Whether there are children at all. Without, the IKE SA is made for itself; `swanctl` only.
     pub children: bool,
     /// UDP encapsulation of ESP even without NAT.
     pub encapsulated: bool,
-    /// When children get new keys.
+    /// When children get new keys, exactly.
     pub rekey: Option<u32>,
     /// When children end, if they have not got new keys.
     pub life: Option<u32>,
@@ -63,8 +67,8 @@ pub struct Connection {
     pub dead_peer: Option<u32>,
     /// When the IKE SA is made again, with its children.
     pub reauthentication: Option<u32>,
-    /// More lines of each child.
-    pub more: String,
+    /// More settings of each child, of whichever file.
+    pub more: Vec<(&'static str, String)>,
 }
 
 impl Default for Connection {
@@ -80,157 +84,152 @@ impl Default for Connection {
             life: None,
             dead_peer: None,
             reauthentication: None,
-            more: String::new(),
+            more: Vec::new(),
         }
     }
 }
-
-/// The secret of the lab, for [`Auth::Psk`].
-const SECRET: &str = "the lab's secret, which protects nothing";
 
 impl Connection {
     /// As `swanctl.conf` for side `number`; `outer` are the addresses of a and b.
-    ///
-    /// # Errors
-    /// None that happen.
-    pub fn swanctl(&self, number: usize, outer: [IpAddr; 2]) -> Result<String> {
-        let [local, remote] = [outer[number], outer[1 - number]];
-        let [own, other] = [NAMES[number], NAMES[1 - number]];
-        let mut text = format!(
-            "connections {{\n  {CONNECTION} {{\n    version = 2\n    local_addrs = {local}\n    remote_addrs = {remote}\n    \
-             proposals = {}\n    encap = {}\n",
-            self.ike,
-            if self.encapsulated { "yes" } else { "no" },
-        );
-        for (name, value) in [
-            ("dpd_delay", self.dead_peer),
-            ("reauth_time", self.reauthentication),
-        ] {
-            setting(&mut text, 4, name, value)?;
+    #[must_use]
+    pub fn swanctl(&self, number: usize, outer: [IpAddr; 2]) -> String {
+        let mut text = Text::default();
+        text.open("connections");
+        text.open(CONNECTION);
+        text.set("version", 2);
+        text.set("local_addrs", outer[number]);
+        text.set("remote_addrs", outer[1 - number]);
+        text.set("proposals", self.ike);
+        text.set("encap", yes(self.encapsulated));
+        text.seconds("dpd_delay", self.dead_peer);
+        text.seconds("reauth_time", self.reauthentication);
+        for (end, side) in [("local", number), ("remote", 1 - number)] {
+            text.open(end);
+            let certificate = format!("{}.pem", NAMES[side]);
+            match self.auth {
+                Auth::Psk => {
+                    text.set("auth", "psk");
+                    text.set("id", outer[side]);
+                }
+                Auth::Ca if end == "remote" => {
+                    text.set("auth", "pubkey");
+                    text.set("cacerts", "ca.pem");
+                    text.set("id", NAMES[side]);
+                }
+                Auth::SelfSigned | Auth::Ca => {
+                    text.set("auth", "pubkey");
+                    text.set("certs", certificate);
+                    text.set("id", NAMES[side]);
+                }
+            }
+            text.close();
         }
-        if !self.children {
-            writeln!(text, "    childless = force")?;
-        }
-        let (local_auth, remote_auth) = match self.auth {
-            Auth::Psk => (
-                format!("auth = psk\n id = {local}"),
-                format!("auth = psk\n id = {remote}"),
-            ),
-            Auth::SelfSigned => (
-                format!("auth = pubkey\n certs = {own}.pem\n id = {own}"),
-                format!("auth = pubkey\n certs = {other}.pem\n id = {other}"),
-            ),
-            Auth::Ca => (
-                format!("auth = pubkey\n certs = {own}.pem\n id = {own}"),
-                format!("auth = pubkey\n cacerts = ca.pem\n id = {other}"),
-            ),
-        };
-        writeln!(
-            text,
-            "    local {{\n {local_auth}\n }}\n    remote {{\n {remote_auth}\n }}"
-        )?;
         if self.children {
-            self.swanctl_children(number, &mut text)?;
+            self.swanctl_children(self.start[number], &mut text);
+        } else {
+            text.set("childless", "force");
         }
-        writeln!(text, "  }}\n}}")?;
+        text.close();
+        text.close();
         if self.auth == Auth::Psk {
-            writeln!(
-                text,
-                "secrets {{\n  ike-lab {{\n    id-a = {local}\n    id-b = {remote}\n    secret = \"{SECRET}\"\n  }}\n}}"
-            )?;
+            text.open("secrets");
+            text.open("ike-lab");
+            text.set("id-a", outer[0]);
+            text.set("id-b", outer[1]);
+            text.set("secret", format!("\"{SECRET}\""));
+            text.close();
+            text.close();
         }
-        Ok(text)
+        text.done()
     }
 
-    fn swanctl_children(&self, number: usize, text: &mut String) -> Result<()> {
-        writeln!(text, "    children {{")?;
+    fn swanctl_children(&self, start: Start, text: &mut Text) {
+        text.open("children");
         for (name, [local, remote]) in CHILDREN.iter().zip(SELECTORS) {
-            let start = match self.start[number] {
-                Start::None => "none",
-                Start::Start => "start",
-                Start::Trap => "trap",
-            };
-            writeln!(
-                text,
-                "      {name} {{\n        mode = transport\n        esp_proposals = {}\n        local_ts = dynamic[{local}]\n        \
-                 remote_ts = dynamic[{remote}]\n        start_action = {start}",
-                self.esp,
-            )?;
-            setting(text, 8, "rekey_time", self.rekey)?;
-            setting(text, 8, "life_time", self.life)?;
-            writeln!(text, "{}      }}", self.more)?;
+            text.open(name);
+            text.set("mode", "transport");
+            text.set("esp_proposals", self.esp);
+            text.set("local_ts", format!("dynamic[{local}]"));
+            text.set("remote_ts", format!("dynamic[{remote}]"));
+            text.set(
+                "start_action",
+                match start {
+                    Start::None => "none",
+                    Start::Start => "start",
+                    Start::Trap => "trap",
+                },
+            );
+            text.seconds("rekey_time", self.rekey);
+            text.seconds("life_time", self.life);
+            // Else it is as long as there is between the two.
+            text.seconds("rand_time", self.rekey.map(|_| 0));
+            for (name, value) in &self.more {
+                text.set(name, value);
+            }
+            text.close();
         }
-        Ok(writeln!(text, "    }}")?)
+        text.close();
     }
 
     /// As `ipsec.conf` and `ipsec.secrets` for side `number`; `outer` are the addresses of a and b.
-    ///
-    /// # Errors
-    /// None that happen.
-    pub fn ipsec(&self, number: usize, outer: [IpAddr; 2]) -> Result<[String; 2]> {
+    #[must_use]
+    pub fn ipsec(&self, number: usize, outer: [IpAddr; 2]) -> [String; 2] {
         let [local, remote] = [outer[number], outer[1 - number]];
         let [own, other] = [NAMES[number], NAMES[1 - number]];
-        let mut text = String::new();
-        if self.auth == Auth::Ca {
-            // starter reads those in its folder by itself; this one says that it is meant.
-            writeln!(text, "ca lab\n    cacert=ca.pem\n    auto=add\n")?;
-        }
-        let auth = match self.auth {
-            Auth::Psk => "authby=psk".to_owned(),
-            Auth::SelfSigned => format!(
-                "leftid={own}\n    rightid={other}\n    leftcert={own}.pem\n    rightcert={other}.pem"
-            ),
-            Auth::Ca => format!("leftid={own}\n    rightid={other}\n    leftcert={own}.pem"),
-        };
-        let start = match self.start[number] {
-            Start::None => "add",
-            Start::Start => "start",
-            Start::Trap => "route",
-        };
-        writeln!(
-            text,
-            "conn %default\n    keyexchange=ikev2\n    type=transport\n    left={local}\n    right={remote}\n    ike={}!\n    \
-             esp={}!\n    {auth}\n    auto={start}\n    forceencaps={}",
-            self.ike,
-            self.esp,
-            if self.encapsulated { "yes" } else { "no" },
-        )?;
-        if let Some(seconds) = self.dead_peer {
-            writeln!(text, "    dpdaction=clear\n    dpddelay={seconds}s")?;
-        }
-        if let Some(seconds) = self.life {
-            writeln!(text, "    lifetime={seconds}s")?;
-            if let Some(rekey) = self.rekey {
-                let margin = seconds.saturating_sub(rekey);
-                writeln!(text, "    margintime={margin}s\n    rekeyfuzz=0%")?;
-            }
-        }
-        if let Some(seconds) = self.reauthentication {
-            writeln!(text, "    ikelifetime={seconds}s")?;
+        let mut text = Text::default();
+        text.section("conn %default");
+        text.set("keyexchange", "ikev2");
+        text.set("type", "transport");
+        text.set("left", local);
+        text.set("right", remote);
+        text.set("ike", format!("{}!", self.ike));
+        text.set("esp", format!("{}!", self.esp));
+        text.set("forceencaps", yes(self.encapsulated));
+        text.set(
+            "auto",
+            match self.start[number] {
+                Start::None => "add",
+                Start::Start => "start",
+                Start::Trap => "route",
+            },
+        );
+        if self.auth == Auth::Psk {
+            text.set("authby", "psk");
         } else {
-            writeln!(text, "    reauth=no")?;
+            text.set("leftid", own);
+            text.set("rightid", other);
+            text.set("leftcert", format!("{own}.pem"));
+        }
+        if self.auth == Auth::SelfSigned {
+            text.set("rightcert", format!("{other}.pem"));
+        }
+        if self.dead_peer.is_some() {
+            text.set("dpdaction", "clear");
+            text.seconds("dpddelay", self.dead_peer);
+        }
+        text.seconds("lifetime", self.life);
+        if let (Some(life), Some(rekey)) = (self.life, self.rekey) {
+            text.seconds("margintime", Some(life.saturating_sub(rekey)));
+            text.set("rekeyfuzz", "0%");
+        }
+        text.set("reauth", yes(self.reauthentication.is_some()));
+        text.seconds("ikelifetime", self.reauthentication);
+        for (name, value) in &self.more {
+            text.set(name, value);
         }
         for (name, [local, remote]) in CHILDREN.iter().zip(SELECTORS) {
-            writeln!(
-                text,
-                "\nconn {name}\n    leftprotoport={local}\n    rightprotoport={remote}\n{}",
-                self.more
-            )?;
+            text.section(&format!("conn {name}"));
+            text.set("leftprotoport", local);
+            text.set("rightprotoport", remote);
         }
         let secrets = match self.auth {
             Auth::Psk => format!("{local} {remote} : PSK \"{SECRET}\"\n"),
-            _ => format!(": RSA {own}.pem\n"),
+            Auth::SelfSigned | Auth::Ca => format!(": RSA {own}.pem\n"),
         };
-        Ok([text, secrets])
+        [text.done(), secrets]
     }
 }
 
-/// Of [`CHILDREN`], local and remote.
-const SELECTORS: [[&str; 2]; 2] = [["udp", "udp/6081"], ["udp/6081", "udp"]];
-
-fn setting(text: &mut String, indent: usize, name: &str, seconds: Option<u32>) -> Result<()> {
-    if let Some(seconds) = seconds {
-        writeln!(text, "{:indent$}{name} = {seconds}s", "")?;
-    }
-    Ok(())
+fn yes(whether: bool) -> &'static str {
+    if whether { "yes" } else { "no" }
 }

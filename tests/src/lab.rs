@@ -187,6 +187,12 @@ impl Lab {
         run(&mut culvert(&self.sides[number], &["reload"])?).map(drop)
     }
 
+    /// How it is built.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// The underlay NIC's MAC address of a side.
     #[must_use]
     pub fn outer_mac(&self, number: usize) -> String {

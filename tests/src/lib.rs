@@ -25,6 +25,7 @@ pub mod load;
 pub mod negotiated;
 pub mod netns;
 pub mod ovs;
+pub mod settings;
 pub mod switched;
 pub mod udp;
 pub mod wire;

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use culvert_proto::sa::{Action, Direction};
 use culvert_proto::status::SaStatus;
 
 use crate::certificates::Certificates;
 use crate::charon::{Charon, Kind};
-use crate::hypervisor::{World, parts};
+use crate::hypervisor::{World, parts, plugin};
 use crate::ike::{Auth, CHILDREN, Connection, Start};
 use crate::lab::{Lab, Plan, Side, tail};
 use crate::netns::wait_for;
@@ -34,14 +34,17 @@ impl Negotiated {
     ///
     /// # Errors
     /// The machine lacks something.
-    pub fn new(plan: Plan, kind: Kind, connection: &Connection, levels: &str) -> Result<Self> {
+    pub fn new(
+        plan: Plan,
+        kind: Kind,
+        connection: &Connection,
+        levels: &[(&str, i8)],
+    ) -> Result<Self> {
         let lab = Lab::new(plan)?;
         let parts = parts()?;
-        let worlds = [World::new(&lab, 0, &parts)?, World::new(&lab, 1, &parts)?];
-        ensure!(
-            worlds[0].has_plugin(),
-            "the plugin is not built; run `./dev build`"
-        );
+        let plugin = plugin()?;
+        let world = |number: usize| World::new(&lab, number, &parts, Some(&plugin));
+        let worlds = [world(0)?, world(1)?];
         let certificates = match connection.auth {
             Auth::Psk => None,
             auth => Some(Certificates::new(&lab.home.path(), auth == Auth::Ca)?),
@@ -66,7 +69,7 @@ impl Negotiated {
     /// # Errors
     /// Something does not come up; the text has the logs.
     pub fn start(plan: Plan, kind: Kind, connection: &Connection) -> Result<Self> {
-        let mut this = Self::new(plan, kind, connection, "")?;
+        let mut this = Self::new(plan, kind, connection, &[])?;
         for number in 0..2 {
             this.start_culvert(number)?;
         }

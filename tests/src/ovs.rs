@@ -5,11 +5,11 @@
 //!                                │ Geneve, made and taken apart in ovs-vswitchd
 //!   br-phy   br-phy (the host's address)   wire0   cvhost0
 //! ```
-//! That datapath does not give Geneve to the host's stack: it asks the kernel's routes which bridge leads to the peer, and
-//! hands the packet to that bridge, `br-phy`, as if the host had sent it. So the NIC is a port of `br-phy`, and the host has
-//! its address there. What OVS sends on a port goes through a packet socket and passes the NIC's egress hook, where Culvert
-//! takes it as it takes the stack's. What Culvert has opened comes in at the outer end of its host port, so that is a port
-//! of `br-phy`, too: there OVS takes Geneve to the host's address apart, wherever it came from.
+//! That datapath does not give Geneve to the host's stack: it asks the kernel's routes which bridge leads to the peer,
+//! and hands the packet to that bridge, `br-phy`, as if the host had sent it. So the NIC is a port of `br-phy`, and the
+//! host has its address there. What OVS sends on a port goes through a packet socket and passes the NIC's egress hook,
+//! where Culvert takes it as it takes the stack's. What Culvert has opened comes in at the outer end of its host port,
+//! so that is a port of `br-phy`, too: OVS takes apart what is Geneve to the host's address wherever it comes from.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -34,8 +34,8 @@ pub const PORT: &str = "vm0";
 /// The tunnel.
 pub const GENEVE: &str = "gnv0";
 
-/// What strongSwan's connections are called by ovs-monitor-ipsec, but for their version: what the other hypervisor sends,
-/// and what it gets.
+/// What strongSwan's connections are called by ovs-monitor-ipsec, but for their version: what this hypervisor gets at
+/// its port 6081, and what it sends to the other's.
 pub const CONNECTIONS: [&str; 2] = ["gnv0-in", "gnv0-out"];
 
 /// Its log, and the name that ovs-appctl knows.
@@ -161,7 +161,8 @@ impl Ovs {
         // Flows of its own: learning, the bridge would look for the peer behind the host port, where what Culvert has
         // opened comes from. What the host or OVS sends leaves by the NIC, and what comes in is for them.
         self.vsctl(&format!(
-            "add-br {UNDERLAY} -- set bridge {UNDERLAY} datapath_type=netdev fail_mode=secure other_config:hwaddr={mac} \
+            "add-br {UNDERLAY} -- set bridge {UNDERLAY} datapath_type=netdev fail_mode=secure \
+             other_config:hwaddr={mac} \
              -- add-port {UNDERLAY} {WIRE} -- set interface {WIRE} ofport_request=1 \
              -- add-port {UNDERLAY} {HOST_PORT} -- set interface {HOST_PORT} ofport_request=2"
         ))?;
@@ -191,11 +192,13 @@ impl Ovs {
              iifname {{ {WIRE}, {HOST_PORT} }} drop; }}; }}"
         );
         run(side.namespace.command("nft").arg(rules))?;
+        let mtu = lab.plan().inner_mtu;
         self.vsctl(&format!(
             "add-br {BRIDGE} -- set bridge {BRIDGE} datapath_type=netdev \
-             -- add-port {BRIDGE} {PORT} -- set interface {PORT} type=internal mtu_request=1380"
+             -- add-port {BRIDGE} {PORT} -- set interface {PORT} type=internal mtu_request={mtu}"
         ))?;
-        side.namespace.ip(&format!("link set {PORT} mtu 1380 up"))?;
+        side.namespace
+            .ip(&format!("link set {PORT} mtu {mtu} up"))?;
         side.namespace
             .ip(&format!("address add {}/24 dev {PORT}", side.inner))
             .map(drop)

@@ -1,10 +1,10 @@
 //! The lab with Open vSwitch: its tunnels between the hypervisors, its ovs-monitor-ipsec to tell strongSwan, Culvert to seal.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::certificates::Certificates;
 use crate::charon::{Charon, Kind};
-use crate::hypervisor::{World, parts};
+use crate::hypervisor::{World, parts, plugin};
 use crate::ike::Auth;
 use crate::lab::{Lab, Plan, tail};
 use crate::negotiated::LIMIT;
@@ -34,12 +34,10 @@ impl Switched {
             ..plan
         })?;
         let parts = parts()?;
-        let worlds = [World::new(&lab, 0, &parts)?, World::new(&lab, 1, &parts)?];
-        ensure!(
-            worlds[0].has_plugin(),
-            "the plugin is not built; run `./dev build`"
-        );
-        let charon = |number: usize| Charon::new(&worlds[number], number, Kind::Starter, "");
+        let plugin = plugin()?;
+        let world = |number: usize| World::new(&lab, number, &parts, Some(&plugin));
+        let worlds = [world(0)?, world(1)?];
+        let charon = |number: usize| Charon::new(&worlds[number], number, Kind::Starter, &[]);
         let charons = [charon(0)?, charon(1)?];
         let switch = |number: usize| -> Result<Ovs> {
             let ovs = Ovs::start(&lab.home, &worlds[number], number)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use culvert_tests::certificates::Certificates;
-use culvert_tests::charon::{Charon, Kind};
+use culvert_tests::charon::{Charon, Kind, LEVELS};
 use culvert_tests::hypervisor::{World, parts};
 use culvert_tests::ike::{Auth, Connection};
 use culvert_tests::lab::{Lab, Plan};
@@ -32,11 +32,10 @@ pub(crate) fn missing() -> Option<String> {
     parts().err().map(|why| format!("{why:#}"))
 }
 
-const LEVELS: &str = "default = 1\nknl = 2";
-
 fn worlds(lab: &Lab) -> Result<[World; 2]> {
     let parts = parts()?;
-    Ok([World::new(lab, 0, &parts)?, World::new(lab, 1, &parts)?])
+    let side = |number| World::new(lab, number, &parts, None);
+    Ok([side(0)?, side(1)?])
 }
 
 fn charons(worlds: &[World; 2], kind: Kind) -> Result<[Charon; 2]> {

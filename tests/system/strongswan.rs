@@ -49,7 +49,6 @@ pub(crate) fn flows(net: &Negotiated) -> Result<()> {
 fn negotiates() -> Result<()> {
     let connection = Connection {
         rekey: Some(3600),
-        more: "rand_time = 0\n".to_owned(),
         ..Connection::default()
     };
     let net = Negotiated::start(Plan::default(), Kind::Systemd, &connection)?;
@@ -218,7 +217,7 @@ fn what_is_not_served_is_said() -> Result<()> {
         esp: "aes128-sha256-x25519",
         ..Connection::default()
     };
-    let mut net = Negotiated::new(Plan::default(), Kind::Systemd, &connection, "")?;
+    let mut net = Negotiated::new(Plan::default(), Kind::Systemd, &connection, &[])?;
     let log = |net: &Negotiated, number: usize, name: &str| {
         std::fs::read_to_string(net.lab.sides[number].folder.join(name)).unwrap_or_default()
     };
@@ -276,7 +275,7 @@ fn keys_agree_and_are_in_no_log() -> Result<()> {
         Plan::default(),
         Kind::Systemd,
         &Connection::default(),
-        "chd = 4\nknl = 4",
+        &[("chd", 4), ("knl", 4)],
     )?;
     net.lab.log_level("trace");
     for number in 0..2 {

@@ -150,7 +150,7 @@ fn dead_peer() -> Result<()> {
         dead_peer: Some(1),
         ..traps()
     };
-    let mut net = Negotiated::new(Plan::default(), Kind::Systemd, &connection, "")?;
+    let mut net = Negotiated::new(Plan::default(), Kind::Systemd, &connection, &[])?;
     for number in 0..2 {
         net.worlds[number].write(
             "/etc/strongswan.d/zz-patience.conf",

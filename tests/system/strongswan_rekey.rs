@@ -95,7 +95,6 @@ fn every_two_seconds() -> Result<()> {
     let connection = Connection {
         rekey: Some(2),
         life: Some(60),
-        more: "rand_time = 0\n".to_owned(),
         ..Connection::default()
     };
     let net = Negotiated::start(Plan::default(), Kind::Systemd, &connection)?;
@@ -119,7 +118,7 @@ fn every_two_seconds() -> Result<()> {
 fn two_hundred_peers() -> Result<()> {
     const PEERS: usize = 200;
     let networks = ["198.51.100", "203.0.113"];
-    let mut net = Negotiated::new(Plan::default(), Kind::Systemd, &Connection::default(), "")?;
+    let mut net = Negotiated::new(Plan::default(), Kind::Systemd, &Connection::default(), &[])?;
     for number in 0..2 {
         let [own, other] = [networks[number], networks[1 - number]];
         let namespace = &net.lab.sides[number].namespace;

@@ -181,8 +181,7 @@ impl Group<'_> {
                 .chain(&self.r#in)
                 .map(|(_, _, policy)| *policy)
         };
-        let trap =
-            |policy: &&Policy| policy.priority == Priority::Routed && policy.kind == Kind::Protect;
+        let trap = |policy: &&Policy| is_trap(policy);
         let mut tunnel = TunnelStatus {
             selector: selector.clone(),
             source: "strongSwan".to_owned(),

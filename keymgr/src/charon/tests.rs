@@ -1,7 +1,8 @@
 use super::*;
 use crate::config::Config;
-use culvert_bridge::records::{Acquire, PolicyName};
+use culvert_bridge::records::{Acquire, Expired, PolicyName};
 use culvert_bridge::{Direction as Way, Lifetimes, Priority, Secret, TrafficSelector};
+use culvert_proto::event;
 use culvert_proto::policy::Selector;
 use culvert_state::Region;
 use std::net::SocketAddr;

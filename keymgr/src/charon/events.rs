@@ -1,0 +1,69 @@
+//! What charon hears: lifetimes that are reached, peers that have moved, traps that have a packet.
+
+use culvert_bridge::Event;
+use culvert_bridge::records::{Expired, Moved};
+use culvert_proto::event;
+
+use super::leaving::{Entry, is_trap};
+use super::{Charon, Installed};
+
+impl Charon {
+    /// Passes on what the datapath tells; false: it is not about anything of charon's.
+    pub(crate) fn hear(&mut self, event: &event::Event) -> bool {
+        let told = match event {
+            event::Event::Expired { sa, hard, .. } => {
+                let Some(sa) = self.sas.get_mut(sa) else {
+                    return false;
+                };
+                // What charon has removed is nothing to it.
+                if sa.leaves.is_some() {
+                    return true;
+                }
+                // A datapath that has started again says it again.
+                (sa.reached.is_none_or(|before| *hard && !before)).then(|| {
+                    sa.reached = Some(*hard);
+                    expired(sa, *hard)
+                })
+            }
+            event::Event::Moved { sa, address, port } => {
+                if !self.sas.contains_key(sa) {
+                    return false;
+                }
+                Some(Event::Moved(Moved {
+                    spi: sa.spi.get(),
+                    destination: sa.destination,
+                    remote: (*address, *port).into(),
+                }))
+            }
+            event::Event::Wanted { selector } => {
+                let wanted = |entry: &&Entry| entry.selector == *selector && is_trap(&entry.policy);
+                let trap = self.policies.iter().find(wanted);
+                if let Some(reqid) = trap.map(|entry| entry.policy.reqid) {
+                    self.ask_for(reqid);
+                }
+                None
+            }
+        };
+        if let Some(event) = told {
+            self.tell(event);
+        }
+        true
+    }
+
+    /// Tells charon, if it is there. It may have just ended: what matters of it is told when it comes back.
+    pub(super) fn tell(&self, event: Event) {
+        let session = self.session.as_ref();
+        if let Some(events) = session.and_then(|session| session.events.as_ref()) {
+            let _ = events.send(event);
+        }
+    }
+}
+
+/// That an SA has reached a lifetime.
+pub(super) fn expired(sa: &Installed, hard: bool) -> Event {
+    Event::Expired(Expired {
+        spi: sa.spec.id.spi.get(),
+        destination: sa.spec.id.destination,
+        hard,
+    })
+}
