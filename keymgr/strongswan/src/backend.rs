@@ -153,7 +153,10 @@ unsafe extern "C" fn query_sa(
 }
 
 unsafe extern "C" fn del_sa(this: *mut KernelIpsec, id: &SaId, _data: *const c_void) -> c_uint {
-    answer(this, |session| Ok(session.delete_sa(convert::sa_name(id)?)))
+    answer(
+        this,
+        |session| Ok(session.delete_sa(&convert::sa_name(id)?)),
+    )
 }
 
 unsafe extern "C" fn flush_sas(this: *mut KernelIpsec) -> c_uint {
@@ -166,7 +169,7 @@ unsafe extern "C" fn add_policy(
     data: &ManagePolicy,
 ) -> c_uint {
     answer(this, |session| {
-        Ok(session.add_policy(convert::policy(id, data)?))
+        Ok(session.add_policy(&convert::policy(id, data)?))
     })
 }
 

@@ -81,14 +81,14 @@ impl Session {
     }
 
     /// Removes an SA. It may be one that was never more than an SPI.
-    pub(crate) fn delete_sa(&self, name: SaName) -> Status {
+    pub(crate) fn delete_sa(&self, name: &SaName) -> Status {
         let _gate = self.shared.shared_gate();
-        if !self.shared.mirror().delete_sa(&name) {
+        if !self.shared.mirror().delete_sa(name) {
             return Status::Success;
         }
         let answer = self.shared.ask(&Request::DeleteSa(name.clone()));
         if matches!(answer, Ok(_) | Err(Failure::Refused(_))) {
-            self.shared.mirror().forget_sa(&name);
+            self.shared.mirror().forget_sa(name);
         }
         self.tell_later(
             answer,
@@ -109,16 +109,16 @@ impl Session {
     }
 
     /// Installs a policy.
-    pub(crate) fn add_policy(&self, policy: Policy) -> Status {
+    pub(crate) fn add_policy(&self, policy: &Policy) -> Status {
         let _gate = self.shared.shared_gate();
-        if !self.shared.mirror().add_policy(&policy) {
+        if !self.shared.mirror().add_policy(policy) {
             return Status::Success;
         }
         let answer = self
             .shared
             .ask(&Request::AddPolicy(Box::new(policy.clone())));
         if matches!(answer, Err(Failure::Refused(_))) {
-            self.shared.mirror().remove_policy(&policy);
+            self.shared.mirror().remove_policy(policy);
         }
         let what = format!("{} is not installed", policy.name);
         self.tell_later(answer, &what, "it is noted, and handed over later")

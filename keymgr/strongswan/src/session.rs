@@ -207,7 +207,8 @@ impl Shared {
 
     /// Passes on what the key manager reports, until the session ends; says why.
     fn listen(&self, mut connection: Connection) -> String {
-        for name in self.mirror().deleted() {
+        let deleted = self.mirror().deleted();
+        for name in deleted {
             if self.client.ask(&Request::DeleteSa(name.clone())).is_ok() {
                 self.mirror().forget_sa(&name);
             }
