@@ -28,8 +28,8 @@ pub const PROGRAM: &str = concat!("culvert-keymgr ", env!("CARGO_PKG_VERSION"));
 /// File name of the SA state region in the run directory.
 const REGION: &str = "sa-state";
 
-/// How often it is noted which SAs are used: as exact as charon's clock.
-const TICK: Duration = Duration::from_secs(1);
+/// How often it is noted which SAs are used, and what is overdue.
+const TICK: Duration = Duration::from_millis(250);
 
 /// Where things are.
 #[derive(Clone, Debug)]

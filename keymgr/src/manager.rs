@@ -187,7 +187,7 @@ impl Manager {
         Ok(())
     }
 
-    /// Once a second.
+    /// Some times a second.
     pub(crate) fn tick(&self) {
         let let_go = self.alter(|Sources { state, charon, .. }| charon.tick(state));
         if let_go {

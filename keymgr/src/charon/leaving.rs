@@ -18,7 +18,7 @@ use super::Charon;
 use crate::state::State;
 
 /// How long they stay.
-const LINGER: Duration = Duration::from_secs(3);
+const LINGER: Duration = Duration::from_secs(5);
 /// An SA is in use if it was used within so many seconds.
 const RECENT: u64 = 2;
 /// How often charon is asked for the same SAs.
@@ -51,35 +51,59 @@ impl Charon {
                 && entry.policy.name.direction == policy.name.direction
                 && !is_trap(&entry.policy)
         });
-        let trap = self
-            .policies
-            .iter()
-            .find(|entry| same(entry) && is_trap(&entry.policy));
-        let trap = trap.map(|entry| entry.policy.reqid);
-        let Some(trap) =
-            trap.filter(|_| !is_trap(&policy) && !replaced && self.is_in_use(policy.reqid, state))
-        else {
-            self.policies.remove(at);
-            if is_trap(&policy) {
-                // Nobody would replace them any more.
-                self.policies
-                    .retain(|entry| entry.selector != selector || entry.leaves.is_none());
-            }
+        let trap = self.trap(&selector).is_some();
+        if trap && !is_trap(&policy) && !replaced && self.is_in_use(policy.reqid, None, state) {
+            self.policies[at].leaves = Some(Instant::now() + LINGER);
             return;
-        };
-        self.policies[at].leaves = Some(Instant::now() + LINGER);
-        if policy.name.direction == Way::Out {
-            self.ask_for(trap);
+        }
+        self.policies.remove(at);
+        if is_trap(&policy) {
+            // Nobody would replace them any more.
+            self.policies
+                .retain(|entry| entry.selector != selector || entry.leaves.is_none());
         }
     }
 
-    /// Whether packets go out under the SAs of a reqid.
-    fn is_in_use(&mut self, reqid: u32, state: &State) -> bool {
+    /// The reqid of the trap for a selector.
+    pub(super) fn trap(&self, selector: &Selector) -> Option<u32> {
+        let trap = self.policies.iter().find(|entry| {
+            entry.selector == *selector && entry.leaves.is_none() && is_trap(&entry.policy)
+        });
+        trap.map(|entry| entry.policy.reqid)
+    }
+
+    /// Whether packets go under the SAs of a reqid, of one direction or of either.
+    fn is_in_use(&mut self, reqid: u32, direction: Option<Direction>, state: &State) -> bool {
         let now = crate::state::now() / 1000;
         self.sas
             .values_mut()
-            .filter(|sa| sa.reqid == reqid && sa.spec.id.direction == Direction::Out)
+            .filter(|sa| {
+                sa.reqid == reqid
+                    && direction.is_none_or(|direction| direction == sa.spec.id.direction)
+            })
             .any(|sa| now - super::usage::look(sa, state).last_use.min(now) <= RECENT)
+    }
+
+    /// Has charon make anew what stays for a moment and is sent under. Not at once: while the IKE SA is being taken
+    /// down, too, charon would ask for it over that one.
+    pub(super) fn renew(&mut self, state: &State) {
+        let leaving = self.policies.iter().filter(|entry| {
+            let replaced = self.policies.iter().any(|other| {
+                other.selector == entry.selector
+                    && other.leaves.is_none()
+                    && other.policy.name.direction == Way::Out
+                    && !is_trap(&other.policy)
+            });
+            entry.leaves.is_some() && entry.policy.name.direction == Way::Out && !replaced
+        });
+        let leaving: Vec<_> = leaving
+            .filter_map(|entry| Some((entry.policy.reqid, self.trap(&entry.selector)?)))
+            .collect();
+        for (reqid, trap) in leaving {
+            if self.is_in_use(reqid, Some(Direction::Out), state) {
+                self.ask_for(trap);
+            }
+        }
     }
 
     /// Whether an SA that charon has removed stays for a while: it is needed by a policy that does.

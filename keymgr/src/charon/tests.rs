@@ -372,10 +372,16 @@ fn what_is_taken_down_under_traffic_stays_until_it_is_made_again() {
     used(&mut it, 0x2002);
     take_down(&mut it, 2);
     assert_eq!(it.action(), protect(0x2002, &[0x1002]));
+    for _ in 0..2 {
+        assert!(!it.charon.tick(&mut it.state));
+    }
     let asked = events.try_recv();
     assert_eq!(asked, Ok(Event::Acquire(Acquire { reqid: 1 })));
     assert!(events.try_recv().is_err(), "once is enough");
     pair(&mut it, 3);
+    it.charon.asked.clear();
+    assert!(!it.charon.tick(&mut it.state));
+    assert!(events.try_recv().is_err(), "they are there");
     assert_eq!(it.action(), protect(0x2003, &[0x1002, 0x1003]));
     let later = Instant::now() + Duration::from_secs(10);
     assert!(it.charon.let_go(later, &mut it.state));

@@ -42,7 +42,7 @@ impl Charon {
     }
 }
 
-/// How much an SA was used, and when last: to a second, as somebody looks every second.
+/// How much an SA was used, and when last: to a second, as somebody looks more often.
 pub(super) fn look(sa: &mut Installed, state: &State) -> Usage {
     let (packets, bytes) = state.counts(&sa.spec);
     if packets > sa.packets {
