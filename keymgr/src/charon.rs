@@ -391,11 +391,13 @@ impl Charon {
             .collect()
     }
 
-    /// Once a second: when SAs are used, and what is let go. Whether the latter changes anything.
+    /// Some times a second: when SAs are used, what is made anew, and what is let go. Whether the latter changes
+    /// anything.
     pub(crate) fn tick(&mut self, state: &mut State) -> bool {
         for sa in self.sas.values_mut() {
             usage::look(sa, state);
         }
+        self.renew(state);
         let now = Instant::now();
         let gone = self.let_go(now, state);
         if gone {

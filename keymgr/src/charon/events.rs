@@ -4,7 +4,6 @@ use culvert_bridge::Event;
 use culvert_bridge::records::{Expired, Moved};
 use culvert_proto::event;
 
-use super::leaving::{Entry, is_trap};
 use super::{Charon, Installed};
 
 impl Charon {
@@ -36,9 +35,7 @@ impl Charon {
                 }))
             }
             event::Event::Wanted { selector } => {
-                let wanted = |entry: &&Entry| entry.selector == *selector && is_trap(&entry.policy);
-                let trap = self.policies.iter().find(wanted);
-                if let Some(reqid) = trap.map(|entry| entry.policy.reqid) {
+                if let Some(reqid) = self.trap(selector) {
                     self.ask_for(reqid);
                 }
                 None

@@ -29,7 +29,8 @@ pub(crate) enum Status {
     NotFound,
 }
 
-type Answer = Result<Reply, Failure>;
+/// What comes back.
+pub(crate) type Answer = Result<Reply, Failure>;
 
 impl Session {
     /// An SPI for an inbound SA.
@@ -86,12 +87,8 @@ impl Session {
         if !self.shared.mirror().delete_sa(name) {
             return Status::Success;
         }
-        let answer = self.shared.ask(&Request::DeleteSa(name.clone()));
-        if matches!(answer, Ok(_) | Err(Failure::Refused(_))) {
-            self.shared.mirror().forget_sa(name);
-        }
         self.tell_later(
-            answer,
+            self.shared.delete_sa(name),
             &format!("{name} is not removed"),
             "it is removed later",
         )
@@ -214,6 +211,15 @@ impl Session {
 impl Shared {
     fn shared_gate(&self) -> impl Drop {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has an SA deleted that the mirror holds as such.
+    pub(crate) fn delete_sa(&self, name: &SaName) -> Answer {
+        let answer = self.ask(&Request::DeleteSa(name.clone()));
+        if matches!(answer, Ok(_) | Err(Failure::Refused(_))) {
+            self.mirror().forget_sa(name);
+        }
+        answer
     }
 
     fn ask(&self, request: &Request) -> Answer {

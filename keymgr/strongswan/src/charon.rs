@@ -1,7 +1,7 @@
 //! What is called of charon.
 //!
 //! All of it may be called from any thread: `expire`, `acquire` and `mapping` take charon's locks and queue jobs, and
-//! its log gives a thread that it does not know a number.
+//! its log gives a thread that it does not know a number, in a record that is never freed: valgrind finds it lost.
 
 #![expect(unsafe_code, reason = "functions and objects of charon")]
 

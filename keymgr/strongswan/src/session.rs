@@ -113,10 +113,7 @@ impl Shared {
 
     /// Waits until something changes, but no longer than this.
     pub(crate) fn wait(&self, limit: Duration) {
-        let state = self.state();
-        if !state.end {
-            drop(self.changed.wait_timeout(state, limit));
-        }
+        drop(self.changed.wait_timeout(self.state(), limit));
     }
 
     /// The mirror.
@@ -181,7 +178,9 @@ impl Shared {
                     refused.text
                 ));
             }
-            Ok(_) => return Err("culvert-keymgr begins no session, and not says why".to_owned()),
+            Ok(_) => {
+                return Err("culvert-keymgr begins no session, and does not say why".to_owned());
+            }
             Err(error) => return Err(self.client.unreachable(&error)),
         }
         let lost = self.mirror().begin(theirs.instance);
@@ -209,9 +208,8 @@ impl Shared {
     fn listen(&self, mut connection: Connection) -> String {
         let deleted = self.mirror().deleted();
         for name in deleted {
-            if self.client.ask(&Request::DeleteSa(name.clone())).is_ok() {
-                self.mirror().forget_sa(&name);
-            }
+            // If it is not answered, the next session does it.
+            let _ = self.delete_sa(&name);
         }
         if self.expire_lost() {
             self.pause(AGAIN);
