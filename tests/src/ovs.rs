@@ -299,7 +299,7 @@ impl Ovs {
             let shown = self
                 .appctl(&format!("-t {MONITOR} tunnels/show"))
                 .unwrap_or_default();
-            let status = run(self.world.command("ipsec").arg("status")).unwrap_or_default();
+            let status = run(self.world.command("ipsec").arg("statusall")).unwrap_or_default();
             shown.contains(&format!("{GENEVE} v{version} (CONFIGURED)"))
                 && CONNECTIONS
                     .iter()
