@@ -117,7 +117,9 @@ impl Switched {
     pub fn restart_ipsec(&mut self, number: usize) -> Result<()> {
         self.switches[number].stop_ipsec()?;
         self.switches[number].start_ipsec(&self.lab.home)?;
-        self.switches[number].wait_for_ipsec(1)?;
+        self.switches[number]
+            .wait_for_ipsec(1)
+            .with_context(|| self.logs(number))?;
         self.wait_for_session(number)
     }
 

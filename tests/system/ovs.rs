@@ -33,6 +33,16 @@ fn flows(net: &Switched) -> Result<()> {
     Ok(())
 }
 
+/// What both sides have dropped.
+fn drops(net: &Switched) -> Result<Vec<(String, u64)>> {
+    let mut drops = Vec::new();
+    for side in &net.lab.sides {
+        drops.extend(side.datapath_status()?.drops);
+    }
+    drops.retain(|(_, count)| *count > 0);
+    Ok(drops)
+}
+
 fn by_each_way() -> Result<()> {
     let net = Switched::start(Auth::Psk)?;
     flows(&net)?;
@@ -72,7 +82,8 @@ fn refresh_and_restart() -> Result<()> {
     let ping = load::ping(&net.lab, 500)?;
     ensure!(
         ping.received == ping.sent,
-        "{ping:?}\n{}\n{}",
+        "{ping:?}\n{:?}\n{}\n{}",
+        drops(&net)?,
         net.logs(0),
         net.logs(1)
     );

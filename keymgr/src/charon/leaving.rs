@@ -7,6 +7,7 @@
 //! under the old SAs meanwhile, on both sides, as they do in a rekeying. Nothing is accepted for longer than charon itself
 //! accepts what was rekeyed (`charon.delete_rekeyed_delay`, five seconds).
 
+use std::collections::hash_map::Entry::Vacant;
 use std::time::{Duration, Instant};
 
 use culvert_bridge::records::Acquire;
@@ -142,7 +143,8 @@ impl Charon {
     pub(super) fn ask_for(&mut self, reqid: u32) {
         let now = Instant::now();
         self.asked.retain(|_, since| now - *since < AGAIN);
-        if self.asked.insert(reqid, now).is_none() {
+        if let Vacant(place) = self.asked.entry(reqid) {
+            place.insert(now);
             self.tell(Event::Acquire(Acquire { reqid }));
         }
     }
