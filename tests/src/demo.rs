@@ -1,27 +1,112 @@
-//! The demo: the same load in clear and sealed, and what was on the wire meanwhile.
+//! The demo: the same load in clear and sealed, and what was on the wire meanwhile. Keys come from a file, from strongSwan,
+//! or from strongSwan as Open vSwitch tells it.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::charon::Kind;
+use crate::ike::{Auth, Connection, Start};
 use crate::lab::{Lab, Plan, TUNNEL, WIRE};
 use crate::load::{self, Ping, Throughput};
+use crate::negotiated::Negotiated;
+use crate::netns::wait_for;
+use crate::switched::Switched;
 use crate::wire::{self, Counts};
+
+/// Where the keys come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Keys {
+    /// A file of static keys
+    File,
+    /// strongSwan: a charon on each side, told by swanctl
+    Strongswan,
+    /// Open vSwitch: its tunnel, with a pre-shared key, and its ovs-monitor-ipsec, which tells strongSwan
+    Ovs,
+}
 
 /// What to show.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The lab.
     pub plan: Plan,
+    /// Where the keys come from.
+    pub keys: Keys,
     /// Length of each iperf3 run.
     pub seconds: u32,
+}
+
+/// The lab, with what the keys need.
+#[derive(Debug)]
+pub enum Stage {
+    /// Static keys.
+    File(Lab),
+    /// With strongSwan.
+    Strongswan(Negotiated),
+    /// With Open vSwitch.
+    Ovs(Switched),
+}
+
+impl Stage {
+    fn new(options: Options) -> Result<Self> {
+        Ok(match options.keys {
+            Keys::File => Self::File(Lab::new(options.plan)?),
+            Keys::Strongswan => {
+                let connection = Connection {
+                    esp: format!("{}-x25519-esn", options.plan.cipher),
+                    // The first packet is a's.
+                    start: [Start::Trap; 2],
+                    ..Connection::default()
+                };
+                Self::Strongswan(Negotiated::new(
+                    options.plan,
+                    Kind::Systemd,
+                    &connection,
+                    &[],
+                )?)
+            }
+            Keys::Ovs => Self::Ovs(Switched::new(options.plan)?),
+        })
+    }
+
+    /// Starts Culvert on both sides, and waits until Geneve is protected.
+    fn seal(&mut self) -> Result<()> {
+        match self {
+            Self::File(lab) => return lab.start_culvert(),
+            Self::Strongswan(net) => {
+                for number in 0..2 {
+                    net.start_culvert(number)?;
+                    net.start_charon(number)?;
+                }
+            }
+            Self::Ovs(net) => net.protect(Auth::Psk)?,
+        }
+        let lab = self.lab();
+        wait_for("SAs for the first packet", Duration::from_secs(30), || {
+            load::ping(lab, 1).is_ok_and(|ping| ping.received == 1)
+        })
+    }
+
+    /// The lab.
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        match self {
+            Self::File(lab) => lab,
+            Self::Strongswan(net) => &net.lab,
+            Self::Ovs(net) => &net.lab,
+        }
+    }
 }
 
 /// What was seen.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
+    /// Where the keys came from.
+    pub keys: Keys,
     /// Geneve in clear.
     pub plain: Phase,
     /// Geneve sealed by Culvert.
@@ -126,28 +211,36 @@ impl Report {
 ///
 /// # Errors
 /// The machine lacks something, or Culvert does not come up.
-pub fn run(options: Options, say: impl Fn(&str)) -> Result<(Report, Lab)> {
+pub fn run(options: Options, say: impl Fn(&str)) -> Result<(Report, Stage)> {
     say("two hypervisors on a wire");
-    let mut lab = Lab::new(options.plan)?;
+    let mut stage = Stage::new(options)?;
+    let lab = stage.lab();
     say(&format!(
         "plain Geneve: ping, then iperf3 for {} s",
         options.seconds
     ));
-    let ping = load::ping(&lab, 100)?;
-    let plain = Phase::new(load::iperf(&lab, options.seconds)?, ping);
-    say("starting Culvert on both, with fresh keys");
-    lab.start_culvert()?;
+    let ping = load::ping(lab, 100)?;
+    let plain = Phase::new(load::iperf(lab, options.seconds)?, ping);
+    say(match options.keys {
+        Keys::File => "starting Culvert on both, with fresh keys",
+        Keys::Strongswan => "starting Culvert and strongSwan on both; they negotiate the keys",
+        Keys::Ovs => {
+            "starting Culvert and ovs-monitor-ipsec on both; the tunnel gets a pre-shared key"
+        }
+    });
+    stage.seal()?;
+    let lab = stage.lab();
     wire::take_counts(&lab.underlay)?;
     say(&format!(
         "sealed: ping, then iperf3 for {} s",
         options.seconds
     ));
-    let ping = load::ping(&lab, 100)?;
-    let before = workers(&lab)?;
+    let ping = load::ping(lab, 100)?;
+    let before = workers(lab)?;
     let start = std::time::Instant::now();
-    let throughput = load::iperf(&lab, options.seconds)?;
+    let throughput = load::iperf(lab, options.seconds)?;
     let elapsed = start.elapsed().as_secs_f64();
-    let mut after = workers(&lab)?;
+    let mut after = workers(lab)?;
     for (worker, before) in after.iter_mut().zip(before) {
         worker.cpu_percent = (worker.cpu_percent - before.cpu_percent) * 100.0 / elapsed;
     }
@@ -160,15 +253,22 @@ pub fn run(options: Options, say: impl Fn(&str)) -> Result<(Report, Lab)> {
     }
     let status = lab.sides[0].datapath_status()?;
     let report = Report {
+        keys: options.keys,
         plain,
         sealed: Phase::new(throughput, ping),
         ping,
         wire,
         drops,
         workers: after,
-        cipher: options.plan.cipher.to_string(),
+        cipher: status
+            .sas
+            .first()
+            .map_or_else(String::new, |sa| sa.cipher.to_string()),
         aead: status.aead,
-        geneve_endpoint: lab.endpoint.to_owned(),
+        geneve_endpoint: match options.keys {
+            Keys::Ovs => "Open vSwitch, userspace datapath".to_owned(),
+            _ => lab.endpoint.to_owned(),
+        },
         wire_port: status
             .ports
             .iter()
@@ -176,7 +276,7 @@ pub fn run(options: Options, say: impl Fn(&str)) -> Result<(Report, Lab)> {
             .map(|port| format!("XDP {}, AF_XDP {}", port.xdp, port.af_xdp))
             .collect(),
     };
-    Ok((report, lab))
+    Ok((report, stage))
 }
 
 /// CPU seconds of each worker, in the place of the share.
@@ -207,8 +307,14 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "({}; Geneve endpoint: {})\n",
-            self.wire_port, self.geneve_endpoint
+            "({}; Geneve endpoint: {}; keys from {})\n",
+            self.wire_port,
+            self.geneve_endpoint,
+            match self.keys {
+                Keys::File => "a file",
+                Keys::Strongswan => "strongSwan",
+                Keys::Ovs => "strongSwan, told by ovs-monitor-ipsec",
+            }
         )?;
         writeln!(f, "                     plain      sealed")?;
         writeln!(

@@ -52,7 +52,7 @@ pub struct Connection {
     /// Proposal for IKE.
     pub ike: &'static str,
     /// Proposal for ESP.
-    pub esp: &'static str,
+    pub esp: String,
     /// When the children are negotiated, by a and by b. If both do so, they may do it at once, and twice.
     pub start: [Start; 2],
     /// Whether there are children at all. Without, the IKE SA is made for itself; `swanctl` only.
@@ -76,7 +76,7 @@ impl Default for Connection {
         Self {
             auth: Auth::Psk,
             ike: "aes256gcm16-prfsha256-x25519",
-            esp: "aes256gcm16-x25519-esn",
+            esp: "aes256gcm16-x25519-esn".to_owned(),
             start: [Start::None; 2],
             children: true,
             encapsulated: false,
@@ -148,7 +148,7 @@ impl Connection {
         for (name, [local, remote]) in CHILDREN.iter().zip(SELECTORS) {
             text.open(name);
             text.set("mode", "transport");
-            text.set("esp_proposals", self.esp);
+            text.set("esp_proposals", &self.esp);
             text.set("local_ts", format!("dynamic[{local}]"));
             text.set("remote_ts", format!("dynamic[{remote}]"));
             text.set(

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
 use culvert_proto::sa::Cipher;
-use culvert_tests::demo::{self, Options};
+use culvert_tests::demo::{self, Keys, Options};
 use culvert_tests::lab::Plan;
 use culvert_tests::netns;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -31,6 +31,9 @@ struct Arguments {
     /// Tunnels over IPv6
     #[arg(long)]
     ipv6: bool,
+    /// Where the keys come from
+    #[arg(long, value_enum, default_value_t = Keys::File)]
+    keys: Keys,
     /// Remove what earlier demos and tests left, also what was kept, and end
     #[arg(long)]
     clean: bool,
@@ -61,6 +64,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
         eprintln!("removed {count} labs");
         return Ok(true);
     }
+    if arguments.keys == Keys::Ovs && arguments.cipher != Cipher::Aes256Gcm16 {
+        bail!("--cipher is ovs-monitor-ipsec's to choose, and it chooses aes256gcm16");
+    }
     clean_on_signal()?;
     let options = Options {
         plan: Plan {
@@ -69,16 +75,17 @@ fn run(arguments: &Arguments) -> Result<bool> {
             keep: arguments.keep,
             ..Plan::default()
         },
+        keys: arguments.keys,
         seconds: arguments.seconds,
     };
-    let (report, lab) = demo::run(options, |what| eprintln!("… {what}"))?;
+    let (report, stage) = demo::run(options, |what| eprintln!("… {what}"))?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("\n{report}");
     }
     if arguments.keep {
-        eprint!("{}", demo::hints(&lab));
+        eprint!("{}", demo::hints(stage.lab()));
     }
     Ok(report.good())
 }

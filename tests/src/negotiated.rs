@@ -1,5 +1,6 @@
 //! The lab with keys from strongSwan: a charon with Culvert's plugin on each side.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -15,6 +16,33 @@ use crate::netns::wait_for;
 
 /// Longest time until both sides have the SAs of a child.
 pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// The version of strongSwan that the plugin knows.
+const KNOWN: &str = "5.9.8";
+
+/// Why there can be no keys from this machine's strongSwan, if so.
+#[must_use]
+pub fn missing() -> Option<String> {
+    let parts = match parts() {
+        Ok(parts) => parts,
+        Err(why) => return Some(format!("{why:#}")),
+    };
+    // The program says its version to nobody but those who read it.
+    let program = "usr/sbin/charon-systemd";
+    let own = parts.join(program);
+    let path = if own.exists() {
+        own
+    } else {
+        Path::new("/").join(program)
+    };
+    let text = format!("\0{KNOWN}\0");
+    let known = std::fs::read(path).is_ok_and(|bytes| {
+        bytes
+            .windows(text.len())
+            .any(|window| window == text.as_bytes())
+    });
+    (!known).then(|| format!("this machine's strongSwan is not {KNOWN}, which the plugin knows"))
+}
 
 /// Both hypervisors with all that runs on them. The lab is last, so that it is removed last.
 #[derive(Debug)]

@@ -13,6 +13,7 @@ mod policies;
 mod rekey;
 mod sizes;
 mod strongswan;
+mod strongswan_docs;
 mod strongswan_faults;
 mod strongswan_rekey;
 mod wire;
@@ -22,7 +23,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use culvert_tests::lab::missing;
-use culvert_tests::netns;
+use culvert_tests::{negotiated, netns};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Test = fn() -> anyhow::Result<()>;
@@ -37,6 +38,8 @@ fn main() {
     let lab = missing();
     let scapy = lab.clone().or_else(missing_scapy);
     let parts = lab.clone().or_else(parts::missing);
+    let strongswan = parts.clone().or_else(negotiated::missing);
+    let other = lab.clone().or_else(strongswan_docs::other_version_missing);
     let trials = [
         tests(&lab, commands::TESTS),
         tests(&lab, wire::TESTS),
@@ -47,10 +50,12 @@ fn main() {
         tests(&lab, sizes::TESTS),
         tests(&lab, modes::TESTS),
         tests(&parts, parts::TESTS),
-        tests(&parts, strongswan::TESTS),
-        tests(&parts, strongswan_faults::TESTS),
-        tests(&parts, strongswan_rekey::TESTS),
-        tests(&parts, ovs::TESTS),
+        tests(&strongswan, strongswan::TESTS),
+        tests(&strongswan, strongswan_docs::TESTS),
+        tests(&strongswan, strongswan_faults::TESTS),
+        tests(&other, strongswan_docs::OTHER_VERSION),
+        tests(&strongswan, strongswan_rekey::TESTS),
+        tests(&strongswan, ovs::TESTS),
         tests(&scapy, interop::TESTS),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();

@@ -119,7 +119,7 @@ fn with(kind: Kind, auth: Auth) -> Result<()> {
 fn in_udp_over_ipv6() -> Result<()> {
     let connection = Connection {
         encapsulated: true,
-        esp: "chacha20poly1305-x25519-noesn",
+        esp: "chacha20poly1305-x25519-noesn".to_owned(),
         ..Connection::default()
     };
     let plan = Plan {
@@ -214,7 +214,7 @@ fn what_is_missing_is_named() -> Result<()> {
 
 fn what_is_not_served_is_said() -> Result<()> {
     let connection = Connection {
-        esp: "aes128-sha256-x25519",
+        esp: "aes128-sha256-x25519".to_owned(),
         ..Connection::default()
     };
     let mut net = Negotiated::new(Plan::default(), Kind::Systemd, &connection, &[])?;
