@@ -90,8 +90,8 @@ fn lifetimes_reach_the_key_manager_in_time() -> Result<()> {
     bail!("events were known after {late:?}, not within 100 ms, at each of three tries")
 }
 
-/// A NAT between a and b: what a sends from 4500 comes from another port, which changes.
-fn nat(lab: &Lab, port: u16) -> Result<()> {
+/// A NAT between a and b: what a sends from 4500 comes from another port, which changes. IKE's 500 is left alone.
+pub(crate) fn nat(lab: &Lab, port: u16) -> Result<()> {
     let _ = lab
         .underlay
         .command("nft")
@@ -101,7 +101,7 @@ fn nat(lab: &Lab, port: u16) -> Result<()> {
         "table bridge nat {{ chain forward {{ type filter hook forward priority -10; \
          ip saddr 192.0.2.1 udp sport 4500 udp sport set {port}; \
          ip daddr 192.0.2.1 udp dport {port} udp dport set 4500; \
-         ip daddr 192.0.2.1 udp dport != 4500 drop; }}; }}"
+         ip daddr 192.0.2.1 udp dport != {{ 500, 4500 }} drop; }}; }}"
     );
     run(lab.underlay.command("nft").arg(rules)).map(drop)
 }

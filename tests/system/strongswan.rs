@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use culvert_proto::sa::{Action, Direction};
+use culvert_proto::status::SaStatus;
 use culvert_tests::charon::Kind;
 use culvert_tests::ike::{Auth, CHILDREN, Connection, Start};
 use culvert_tests::lab::{Plan, culvert};
@@ -18,6 +19,10 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("strongswan_ca", ca),
     ("strongswan_ipsec_conf", ipsec_conf),
     ("strongswan_in_udp_over_ipv6", in_udp_over_ipv6),
+    (
+        "strongswan_follows_a_peer_behind_nat",
+        follows_a_peer_behind_nat,
+    ),
     ("strongswan_a_packet_starts_it", a_packet_starts_it),
     (
         "strongswan_what_is_missing_is_named",
@@ -127,14 +132,63 @@ fn in_udp_over_ipv6() -> Result<()> {
         ..Plan::default()
     };
     let net = Negotiated::start(plan, Kind::Systemd, &connection)?;
-    let ping = load::ping(&net.lab, 50)?;
-    ensure!(ping.received == ping.sent, "{ping:?}");
+    flows_in_udp(&net)?;
     for sa in net.sas(0, Direction::Out)? {
         ensure!(
             sa.encapsulation.is_some() && !sa.esn && sa.source.is_ipv6(),
             "{sa:?}"
         );
     }
+    Ok(())
+}
+
+/// a is behind a NAT whose mapping changes: b's datapath sees it, tells b's charon, and that gives its SAs the new port.
+fn follows_a_peer_behind_nat() -> Result<()> {
+    let connection = Connection {
+        encapsulated: true,
+        ..Connection::default()
+    };
+    let plan = Plan {
+        inner_mtu: 1360,
+        ..Plan::default()
+    };
+    let mut net = Negotiated::new(plan, Kind::Systemd, &connection, &[])?;
+    crate::lives::nat(&net.lab, 40_001)?;
+    for number in 0..2 {
+        net.start_culvert(number)?;
+        net.start_charon(number)?;
+    }
+    for child in CHILDREN {
+        net.charons[0].initiate_child(child)?;
+    }
+    net.wait_for_sas(CHILDREN.len())?;
+    let all_to = |port: u16| {
+        net.sas(1, Direction::Out).is_ok_and(|sas| {
+            let ports = |sa: &SaStatus| {
+                sa.encapsulation
+                    .is_some_and(|ports| ports.destination_port == port)
+            };
+            sas.len() == CHILDREN.len() && sas.iter().all(ports)
+        })
+    };
+    for port in [40_001, 40_002] {
+        crate::lives::nat(&net.lab, port)?;
+        // The first packet shows b where a is now.
+        let ping = load::ping(&net.lab, 50)?;
+        ensure!(ping.received >= 48, "{port}: {ping:?}\n{}", net.logs(1));
+        wait_for("b's charon to know it", LIMIT, || all_to(port))
+            .with_context(|| format!("{port}\n{}", net.logs(1)))?;
+        let ping = load::ping(&net.lab, 50)?;
+        ensure!(ping.received == ping.sent, "{port}: {ping:?}");
+    }
+    // IKE goes there, too.
+    net.charons[1].swanctl(&["--rekey", "--child", CHILDREN[0]])?;
+    flows_in_udp(&net)
+}
+
+fn flows_in_udp(net: &Negotiated) -> Result<()> {
+    let ping = load::ping(&net.lab, 50)?;
+    ensure!(ping.received == ping.sent, "{ping:?}");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use culvert_bridge::wire::{self, Wire};
 use culvert_proto::channel::{decode, encode};
 use culvert_proto::message::{DatapathReply, DatapathRequest, KeymgrReply, KeymgrRequest};
 use libfuzzer_sys::fuzz_target;
@@ -62,14 +63,31 @@ fn check<T: Serialize + DeserializeOwned + Debug>(body: &[u8]) {
     assert_eq!(encode(&same).unwrap(), sent);
 }
 
+/// The same for what charon's plugin and the key manager say to each other, where what is understood has one form only.
+fn check_bridge<T: Wire>(body: &[u8]) {
+    let before = NOW.load(Relaxed);
+    MOST.store(before, Relaxed);
+    let message = wire::decode::<T>(body);
+    let most = MOST.load(Relaxed) - before;
+    assert!(most <= CLAIMED + GROWTH * body.len(), "{most} bytes taken");
+    if let Some(message) = message {
+        let mut sent = Vec::new();
+        message.write(&mut sent);
+        assert_eq!(sent, body);
+    }
+}
+
 fuzz_target!(|input: &[u8]| {
     let Some((kind, body)) = input.split_first() else {
         return;
     };
-    match kind % 4 {
+    match kind % 7 {
         0 => check::<DatapathRequest>(body),
         1 => check::<DatapathReply>(body),
         2 => check::<KeymgrRequest>(body),
-        _ => check::<KeymgrReply>(body),
+        3 => check::<KeymgrReply>(body),
+        4 => check_bridge::<culvert_bridge::Request>(body),
+        5 => check_bridge::<culvert_bridge::Reply>(body),
+        _ => check_bridge::<culvert_bridge::Event>(body),
     }
 });
