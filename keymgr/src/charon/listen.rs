@@ -36,7 +36,8 @@ impl Bridge {
     pub(crate) fn bind(path: &Path) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         let name = path.file_name().context("no file name")?;
-        let lock = Lock::take(folder, &name.to_string_lossy())?;
+        let lock = Lock::take(folder, &name.to_string_lossy())
+            .context("one key manager at a time may have it; give this one another by --bridge")?;
         Ok(Self {
             listener: Listener::bind(path)?,
             _lock: lock,

@@ -1,0 +1,166 @@
+//! Culvert's daemons in the lab: starting them, waiting for them, killing them.
+
+use std::process::Child;
+
+use anyhow::{Context, Result};
+use culvert_proto::DATAPATH_SOCKET;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{BRIDGE, HOST_PORT, Lab, Plan, START_LIMIT, WIRE, program, tail};
+use crate::keys::write_private;
+use crate::netns::{run, wait_for};
+
+impl Lab {
+    /// Starts the datapath of a side; what it left pinned is taken over.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_datapath(&mut self, number: usize) -> Result<()> {
+        let side = &mut self.sides[number];
+        let folder = side.folder.clone();
+        let config = folder.join("datapath.toml");
+        let Plan { queues, xdp, .. } = self.plan;
+        // Each side has its core, as long as there are enough.
+        let cores: Vec<_> = (0..queues as usize)
+            .map(|worker| Ok((number + worker) % std::thread::available_parallelism()?.get()))
+            .collect::<Result<_>>()?;
+        let text = format!(
+            "wire = \"{WIRE}\"\nhost_port = \"{HOST_PORT}\"\nworkers = {queues}\ncores = {cores:?}\n\
+             pins = \"{}\"\nxdp = \"{xdp}\"\n",
+            folder.join("bpf").display()
+        );
+        std::fs::write(&config, text)?;
+        let mut command = side.namespace.command(program("culvert-datapath")?);
+        command
+            .arg("--config")
+            .arg(config)
+            .arg("--run-dir")
+            .arg(&folder);
+        command.envs(self.log_level.map(|level| ("RUST_LOG", level)));
+        let log = folder.join("datapath.log");
+        let _ = std::fs::remove_file(folder.join(DATAPATH_SOCKET));
+        side.datapath = Some(self.home.spawn(command, &log)?);
+        let started = wait_for("culvert-datapath", START_LIMIT, || {
+            folder.join(DATAPATH_SOCKET).exists()
+        });
+        started.with_context(|| tail(&log))?;
+        if let Some(geneve) = &mut side.geneve {
+            // Its host port may be a new one.
+            let pins = folder.join("lab-bpf");
+            if !pins.join(format!("decap-{HOST_PORT}")).exists() {
+                let namespace = side.namespace.clone();
+                namespace.within(|| geneve.decap_on(HOST_PORT, &pins))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the key manager of a side.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_keymgr(&mut self, number: usize) -> Result<()> {
+        let side = &mut self.sides[number];
+        let folder = &side.folder;
+        let mut command = side.namespace.command(program("culvert-keymgr")?);
+        command
+            .arg("--config")
+            .arg(folder.join("keymgr.toml"))
+            .arg("--run-dir")
+            .arg(folder)
+            .arg("--state-dir")
+            .arg(folder.join("state"))
+            .arg("--bridge")
+            .arg(folder.join(BRIDGE));
+        command.envs(self.log_level.map(|level| ("RUST_LOG", level)));
+        side.keymgr = Some(self.home.spawn(command, &folder.join("keymgr.log"))?);
+        Ok(())
+    }
+
+    /// Starts the key manager of a side with no static keys: they come from strongSwan.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_keymgr_without_keys(&mut self, number: usize) -> Result<()> {
+        write_private(&self.sides[number].folder.join("keymgr.toml"), "")?;
+        self.start_keymgr(number)
+    }
+
+    /// Process id of the key manager of a side.
+    #[must_use]
+    pub fn keymgr_pid(&self, number: usize) -> Option<u32> {
+        self.sides[number].keymgr.as_ref().map(Child::id)
+    }
+
+    /// Has daemons that are started from now on log so much, as `RUST_LOG` has it.
+    pub fn log_level(&mut self, level: &'static str) {
+        self.log_level = Some(level);
+    }
+
+    /// Waits until the datapath of a side has everything from its key manager.
+    ///
+    /// # Errors
+    /// It does not; the text has the logs.
+    pub fn wait_for_protection(&self, number: usize) -> Result<()> {
+        let side = &self.sides[number];
+        wait_for("the datapath to be filled", START_LIMIT, || {
+            side.keymgr_status()
+                .is_ok_and(|status| status.datapath_in_sync)
+        })
+        .with_context(|| {
+            let logs = ["keymgr.log", "datapath.log"].map(|log| tail(&side.folder.join(log)));
+            logs.join("\n")
+        })
+    }
+
+    /// Kills the datapath of a side, as a crash would.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_datapath(&mut self, number: usize) -> Result<()> {
+        end(&mut self.sides[number].datapath, Signal::SIGKILL)
+    }
+
+    /// Removes on purpose what the datapath of a side, which must be dead, has left to protect the host.
+    ///
+    /// # Errors
+    /// It does not go.
+    pub fn remove_steering(&mut self, number: usize) -> Result<()> {
+        let side = &self.sides[number];
+        let mut command = side.namespace.command(program("culvert-datapath")?);
+        command
+            .arg("--config")
+            .arg(side.folder.join("datapath.toml"));
+        command.arg("--run-dir").arg(&side.folder).arg("--remove");
+        run(&mut command).map(drop)
+    }
+
+    /// Kills the key manager of a side, as a crash would.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_keymgr(&mut self, number: usize) -> Result<()> {
+        end(&mut self.sides[number].keymgr, Signal::SIGKILL)
+    }
+
+    /// Tells the key manager of a side to read its file again.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn hup_keymgr(&mut self, number: usize) -> Result<()> {
+        let keymgr = self.sides[number]
+            .keymgr
+            .as_ref()
+            .context("no key manager")?;
+        kill(Pid::from_raw(keymgr.id().cast_signed()), Signal::SIGHUP)?;
+        Ok(())
+    }
+}
+
+fn end(child: &mut Option<Child>, signal: Signal) -> Result<()> {
+    let mut child = child.take().context("it does not run")?;
+    kill(Pid::from_raw(child.id().cast_signed()), signal)?;
+    child.wait()?;
+    Ok(())
+}
