@@ -21,10 +21,10 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
 /// Geneve flows between ports of br-int, and nothing of it is in clear.
 fn flows(net: &Switched) -> Result<()> {
     let back = || load::ping(&net.lab, 1).is_ok_and(|ping| ping.received == 1);
-    wait_for("a ping to come back", LIMIT, back).with_context(|| net.logs(0))?;
+    wait_for("a ping to come back", LIMIT, back).with_context(|| story(net))?;
     take_counts(&net.lab.underlay)?;
     let ping = load::ping(&net.lab, 100)?;
-    ensure!(ping.received == ping.sent, "{ping:?}\n{}", net.logs(0));
+    ensure!(ping.received == ping.sent, "{ping:?}\n{}", story(net));
     let counts = take_counts(&net.lab.underlay)?;
     ensure!(
         counts.plaintext_geneve.packets == 0 && counts.esp.packets >= 200,
@@ -33,14 +33,17 @@ fn flows(net: &Switched) -> Result<()> {
     Ok(())
 }
 
-/// What both sides have dropped.
-fn drops(net: &Switched) -> Result<Vec<(String, u64)>> {
-    let mut drops = Vec::new();
-    for side in &net.lab.sides {
-        drops.extend(side.datapath_status()?.drops);
-    }
-    drops.retain(|(_, count)| *count > 0);
-    Ok(drops)
+/// What both sides have dropped and logged.
+fn story(net: &Switched) -> String {
+    let side = |number: usize| {
+        let status = net.lab.sides[number].datapath_status();
+        let drops = status.map(|status| {
+            let drops = status.drops.into_iter();
+            drops.filter(|(_, count)| *count > 0).collect::<Vec<_>>()
+        });
+        format!("{drops:?}\n{}", net.logs(number))
+    };
+    format!("{}\n{}", side(0), side(1))
 }
 
 fn by_each_way() -> Result<()> {
@@ -80,13 +83,7 @@ fn refresh_and_restart() -> Result<()> {
         ovs.appctl("-t ovs-monitor-ipsec refresh")?;
     }
     let ping = load::ping(&net.lab, 500)?;
-    ensure!(
-        ping.received == ping.sent,
-        "{ping:?}\n{:?}\n{}\n{}",
-        drops(&net)?,
-        net.logs(0),
-        net.logs(1)
-    );
+    ensure!(ping.received == ping.sent, "{ping:?}\n{}", story(&net));
     for number in 0..2 {
         net.restart_ipsec(number)?;
     }
@@ -109,7 +106,7 @@ fn without_ipsec() -> Result<()> {
             && take_counts(&net.lab.underlay)
                 .is_ok_and(|counts| counts.plaintext_geneve.packets >= 2)
     })
-    .with_context(|| format!("{}\n{}", net.logs(0), net.logs(1)))?;
+    .with_context(|| story(&net))?;
     let status = net.lab.sides[0].keymgr_status()?;
     ensure!(status.held.is_empty() && status.policies == 0, "{status:?}");
     Ok(())
