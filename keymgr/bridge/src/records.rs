@@ -45,6 +45,8 @@ choice! {
         10 FlushPolicies,
         /// This charon is not served, for this reason: nothing else will come from it.
         11 Unserved(String),
+        /// This charon ends. What it takes out from now on is not taken out because somebody wants it so.
+        12 Ending,
     }
 }
 

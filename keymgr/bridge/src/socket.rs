@@ -10,7 +10,7 @@ use crate::wire::{Wire, decode};
 use crate::{MAX_MESSAGE, VERSION};
 
 /// How long an answer, or the rest of a message, may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What can go wrong.
 #[derive(Debug)]

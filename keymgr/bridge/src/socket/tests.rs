@@ -92,6 +92,7 @@ fn requests() -> Vec<Request> {
         Request::QueryPolicy(policy().name),
         Request::FlushPolicies,
         Request::Unserved("why".to_owned()),
+        Request::Ending,
     ]
 }
 
