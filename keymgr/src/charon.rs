@@ -16,6 +16,7 @@ mod policy;
 mod sa;
 mod usage;
 
+use std::collections::btree_map::Entry::Vacant;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::IpAddr;
@@ -76,6 +77,8 @@ struct Session {
     number: u64,
     /// None once it has ended.
     events: Option<Sender<Event>>,
+    /// It has said that it ends.
+    ending: bool,
 }
 
 /// All that charon has installed.
@@ -87,7 +90,8 @@ pub(crate) struct Charon {
     /// In the order of their installation.
     policies: Vec<Entry>,
     guard: Guard,
-    reserved: HashMap<Spi, Instant>,
+    /// SPIs for inbound SAs that are to come.
+    reserved: HashMap<SaId, Instant>,
     /// When charon was asked for SAs, by reqid.
     asked: HashMap<u32, Instant>,
     /// What was refused, by the peer that it was for.
@@ -131,8 +135,13 @@ impl Charon {
         }
         self.policies.clear();
         for policy in policies {
-            // The others' reasons are in the log and in the status.
-            let _ = self.add_policy(policy, file);
+            let remote = policy::remote(&policy);
+            // Why, is in the log and in the status. Charon takes it that it is protected: nothing goes in clear.
+            if self.add_policy(policy, file).is_err()
+                && let Some(remote) = remote
+            {
+                self.guard.hold(remote);
+            }
         }
         self.guard(false);
         let (sender, events) = channel();
@@ -147,6 +156,7 @@ impl Charon {
             hello,
             number: self.sessions,
             events: Some(sender),
+            ending: false,
         });
         Ok((self.sessions, events))
     }
@@ -165,8 +175,16 @@ impl Charon {
         }
     }
 
+    /// It has said that it ends: what it takes out from now on is held.
+    fn ending(&mut self) {
+        if let Some(session) = self.session.as_mut() {
+            session.ending = true;
+        }
+        self.guard.hold_all();
+    }
+
     /// Whether a call is that of the charon that has the session.
-    fn is_here(&self, hello: &Hello) -> bool {
+    pub(crate) fn is_here(&self, hello: &Hello) -> bool {
         let session = self.session.as_ref();
         session.is_some_and(|session| {
             session.events.is_some() && session.hello.instance == hello.instance
@@ -183,12 +201,17 @@ impl Charon {
                 spi,
                 destination,
             };
-            self.reserved.contains_key(&spi)
+            self.reserved.contains_key(&id)
                 || self.sas.contains_key(&id)
                 || file.sas.contains_key(&id)
         };
         let spi = spi::allocate(destination, taken)?;
-        self.reserved.insert(spi, now);
+        let id = SaId {
+            direction: Direction::In,
+            spi,
+            destination,
+        };
+        self.reserved.insert(id, now);
         Some(spi)
     }
 
@@ -215,7 +238,7 @@ impl Charon {
         state
             .claim_fresh(&mut spec)
             .map_err(|error| NotServed(format!("{error:#}")))?;
-        self.reserved.remove(&spec.id.spi);
+        self.reserved.remove(&spec.id);
         let id = spec.id;
         let installed = Installed {
             spec,
@@ -251,10 +274,20 @@ impl Charon {
     }
 
     /// Gives an SA other ends. Its key stays, and so do its numbers.
-    fn update_sa(&mut self, update: &SaUpdate) -> Option<()> {
-        let mut sa = self.sas.remove(&self.find(&update.name)?)?;
-        sa.spec.id.destination = update.destination.ip();
-        sa.spec.source = update.source.ip();
+    fn update_sa(&mut self, update: &SaUpdate, file: &Wanted) -> Option<()> {
+        let before = self.find(&update.name)?;
+        let (source, destination) = (update.source.ip(), update.destination.ip());
+        let id = SaId {
+            destination,
+            ..before
+        };
+        let taken = self.sas.contains_key(&id) || file.sas.contains_key(&id);
+        if (id != before && taken) || source.is_ipv4() != destination.is_ipv4() {
+            return None;
+        }
+        let mut sa = self.sas.remove(&before)?;
+        sa.spec.id = id;
+        sa.spec.source = source;
         sa.spec.encapsulation = sa::encapsulation(
             update.encapsulated,
             update.source.port(),
@@ -269,11 +302,14 @@ impl Charon {
 
     /// Removes an SA, or gives back an SPI that was to be one's.
     fn delete_sa(&mut self, name: &SaName, state: &mut State) -> Option<()> {
-        let spi = Spi::new(name.spi).ok()?;
-        if self.reserved.remove(&spi).is_some() {
-            return Some(());
-        }
-        let id = self.find(name)?;
+        let Some(id) = self.find(name) else {
+            let id = SaId {
+                direction: Direction::In,
+                spi: Spi::new(name.spi).ok()?,
+                destination: name.destination,
+            };
+            return self.reserved.remove(&id).map(drop);
+        };
         if !self.lingers(&id) {
             let sa = self.sas.remove(&id)?;
             state.retire(&sa.spec);
@@ -288,16 +324,18 @@ impl Charon {
     }
 
     fn add_policy(&mut self, policy: Policy, file: &Wanted) -> Result<(), NotServed> {
-        let selector = match policy::selector(&policy) {
-            Ok(selector) if file.policies.contains_key(&selector) => Err(NotServed(format!(
-                "the policy {selector} is in the file of static SAs; take it out there"
-            ))),
+        let peer = policy::peer(&policy).to_string();
+        match policy::selector(&policy) {
             // Culvert lets everything else pass by itself.
-            Err(_) if policy.kind == Kind::Bypass => return Ok(()),
-            other => other,
-        };
-        match selector {
+            Err(_) if policy.kind == Kind::Bypass => Ok(()),
             Ok(selector) => {
+                if file.policies.contains_key(&selector) {
+                    let text =
+                        "the file of static SAs has the same, which counts; take it out there";
+                    self.refuse(&peer, &format!("policy {selector}: {text}"));
+                } else {
+                    self.refused.remove(&peer);
+                }
                 if self.installed(&policy).is_none() {
                     self.policies.push(Entry {
                         selector,
@@ -309,7 +347,7 @@ impl Charon {
             }
             Err(NotServed(text)) => {
                 let text = format!("{}: {text}", policy.name);
-                self.refuse(&policy.destination.to_string(), &text);
+                self.refuse(&peer, &text);
                 Err(NotServed(text))
             }
         }
@@ -338,7 +376,10 @@ impl Charon {
                 *present.entry(selector.remote).or_default() |= is_trap(policy);
             }
         }
-        self.guard.update(&present, taken_out, Instant::now());
+        let session = self.session.as_ref();
+        let lives = session.is_some_and(|session| session.events.is_some() && !session.ending);
+        self.guard
+            .update(&present, taken_out && lives, Instant::now());
     }
 
     /// Adds what charon wants to `wanted`, which has what the file wants, and says where it all comes from.
@@ -355,9 +396,12 @@ impl Charon {
         let policies = self.policies.iter();
         let policies = policies.map(|entry| (&entry.selector, &entry.policy));
         for composed in policy::compose(policies, &self.sas) {
+            // What the file has counts.
             let selector = composed.spec.selector.clone();
-            wanted.policies.insert(selector, composed.spec);
-            tunnels.push(composed.tunnel);
+            if let Vacant(place) = wanted.policies.entry(selector) {
+                place.insert(composed.spec);
+                tunnels.push(composed.tunnel);
+            }
         }
         for net in self.guard.held() {
             let selector = everything_with(net);
@@ -376,18 +420,11 @@ impl Charon {
         tunnels
     }
 
-    /// What of it clashes with what the file is to have.
+    /// What SAs of it clash with those that the file is to have. Of policies, the file's count.
     pub(crate) fn clashes(&self, file: &crate::config::Config) -> Vec<String> {
         let sas = file.sas.iter().map(|sa| sa.id);
-        let policies = file.policies.iter().map(|policy| &policy.selector);
         let sas = sas.filter(|id| self.sas.contains_key(id));
-        let policies = policies.filter(|selector| {
-            self.policies
-                .iter()
-                .any(|entry| entry.selector == **selector)
-        });
         sas.map(|id| format!("{id}: strongSwan has one of this name; use another SPI"))
-            .chain(policies.map(|selector| format!("policy {selector}: strongSwan has the same")))
             .collect()
     }
 

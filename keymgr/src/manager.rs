@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use culvert_bridge::Hello;
 use culvert_proto::channel::{Channel, ChannelError};
 use culvert_proto::message::{Changes, KeymgrReply, KeymgrRequest};
 use culvert_proto::status::KeymgrStatus;
@@ -75,6 +76,30 @@ impl Manager {
         look(&self.lock())
     }
 
+    /// As [`Manager::change`], for the charon that has the session; `None`: it has not.
+    pub(crate) fn change_for<T>(
+        &self,
+        hello: &Hello,
+        change: impl FnOnce(&mut Sources) -> T,
+    ) -> Option<(u64, T)> {
+        let mut sources = self.lock();
+        if !sources.charon.is_here(hello) {
+            return None;
+        }
+        let result = change(&mut sources);
+        Some((self.publish(&mut sources), result))
+    }
+
+    /// As [`Manager::alter`], for the charon that has the session; `None`: it has not.
+    pub(crate) fn alter_for<T>(
+        &self,
+        hello: &Hello,
+        change: impl FnOnce(&mut Sources) -> T,
+    ) -> Option<T> {
+        let mut sources = self.lock();
+        sources.charon.is_here(hello).then(|| change(&mut sources))
+    }
+
     /// Changes something that nothing that is wanted depends on.
     pub(crate) fn alter<T>(&self, change: impl FnOnce(&mut Sources) -> T) -> T {
         change(&mut self.lock())
@@ -84,13 +109,15 @@ impl Manager {
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Sources) -> T) -> (u64, T) {
         let mut sources = self.lock();
         let result = change(&mut sources);
-        (self.publish(&sources), result)
+        (self.publish(&mut sources), result)
     }
 
-    fn publish(&self, sources: &Sources) -> u64 {
+    fn publish(&self, sources: &mut Sources) -> u64 {
         let mut wanted = sources.file.clone();
         let tunnels = sources.charon.add_to(&mut wanted);
-        self.shared.want(wanted, tunnels)
+        let generation = self.shared.want(wanted, tunnels);
+        sources.state.gone_with(generation);
+        generation
     }
 
     /// See [`Shared::settle`].
@@ -140,7 +167,7 @@ impl Manager {
         let next = state.give(config, file)?;
         let (_, changes) = file.update_to(&next);
         *file = next;
-        let generation = self.publish(&sources);
+        let generation = self.publish(&mut sources);
         drop(sources);
         self.loaded(changes, None);
         info!(
@@ -174,7 +201,7 @@ impl Manager {
         let (_, changes) = Wanted::default().update_to(&file);
         let (sas, policies) = (file.sas.len(), file.policies.len());
         sources.file = file;
-        self.publish(&sources);
+        self.publish(&mut sources);
         drop(sources);
         info!(
             "loaded {}: {sas} SAs, {policies} policies",
@@ -189,7 +216,13 @@ impl Manager {
 
     /// Some times a second.
     pub(crate) fn tick(&self) {
-        let let_go = self.alter(|Sources { state, charon, .. }| charon.tick(state));
+        let pushed = self.shared.lock().pushed;
+        let let_go = self.alter(|Sources { state, charon, .. }| {
+            if let Some(pushed) = pushed {
+                state.let_go(pushed);
+            }
+            charon.tick(state)
+        });
         if let_go {
             self.change(|_| ());
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use culvert_proto::sa::{Action, Direction, SaId, SaSpec, StateRef};
 use culvert_state::Region;
 use culvert_state::layout::both;
-use culvert_state::region::Kind;
+use culvert_state::region::{Fingerprint, Kind};
 
 use crate::config::Config;
 use crate::entry::sa_name;
@@ -23,6 +23,12 @@ pub(crate) struct State {
     region: Region,
     used: UsedKeys,
     directory: PathBuf,
+    /// Keys whose SAs are wanted.
+    claimed: HashSet<Fingerprint>,
+    /// Keys whose SAs are gone, with the generation that is without them; none yet for the newest.
+    gone: Vec<(Fingerprint, Option<u64>)>,
+    /// Whether the state of SAs that a key manager before this one had is given up.
+    swept: bool,
 }
 
 /// SAs that cannot be had as they are wanted, and why.
@@ -43,6 +49,9 @@ impl State {
             region,
             used,
             directory: directory.to_owned(),
+            claimed: HashSet::new(),
+            gone: Vec::new(),
+            swept: false,
         })
     }
 
@@ -92,6 +101,7 @@ impl State {
             bail!("its key was in use before; under one key no sequence number may come twice");
         }
         let claim = self.region.claim(fingerprint, kind(sa))?;
+        self.claimed.insert(fingerprint);
         let words = self.region.words(claim.offset, claim.words)?;
         words[both::ADDED].store(now(), Ordering::Relaxed);
         sa.state = StateRef {
@@ -101,9 +111,43 @@ impl State {
         Ok(())
     }
 
-    /// A negotiated SA is gone.
+    /// An SA is not wanted any more. Its words stay its own until the datapath has let go of it: whoever got them before
+    /// would begin anew under its key.
     pub(crate) fn retire(&mut self, sa: &SaSpec) {
-        self.region.retire(&fingerprint(sa));
+        let fingerprint = fingerprint(sa);
+        self.claimed.remove(&fingerprint);
+        self.gone.push((fingerprint, None));
+    }
+
+    /// What is gone by now, is gone with this generation of what is wanted.
+    pub(crate) fn gone_with(&mut self, generation: u64) {
+        for (_, gone) in &mut self.gone {
+            gone.get_or_insert(generation);
+        }
+    }
+
+    /// The datapath has a generation: gives up the state of what is gone with it, and at first of all that nobody here
+    /// has, such as negotiated SAs of a key manager before this one.
+    pub(crate) fn let_go(&mut self, pushed: u64) {
+        if !std::mem::replace(&mut self.swept, true) {
+            self.region.retire_all_but(&self.claimed);
+        }
+        let region = &mut self.region;
+        let claimed = &self.claimed;
+        self.gone.retain(|(fingerprint, generation)| {
+            let gone = generation.is_some_and(|generation| generation <= pushed);
+            // A static key may have come back.
+            if gone && !claimed.contains(fingerprint) {
+                region.retire(fingerprint);
+            }
+            !gone
+        });
+    }
+
+    /// How many keys are gone whose state is kept for the datapath.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.gone.len()
     }
 
     /// Packets and bytes that went under an SA.
@@ -181,10 +225,10 @@ impl State {
         for policy in config.policies {
             wanted.policies.insert(policy.selector.clone(), policy);
         }
+        self.claimed.extend(&fingerprints);
         for sa in before.sas.values() {
-            let fingerprint = fingerprint(sa);
-            if !fingerprints.contains(&fingerprint) {
-                self.region.retire(&fingerprint);
+            if !fingerprints.contains(&fingerprint(sa)) {
+                self.retire(sa);
             }
         }
         Ok(wanted)

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use log::warn;
 
-/// How long after its last policy a peer is let go: a charon that ends takes its policies out one by one before it is
-/// gone, which must not look like a decision.
+/// How long after the last change of any policy a peer is let go: a configuration that is loaded anew, or a charon that
+/// ends without saying so, takes policies out one by one, which must not look like a decision.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// What is known of a peer.
@@ -35,6 +35,8 @@ pub(super) struct Guard {
     known: BTreeMap<IpNet, Known>,
     /// Those that have policies.
     present: BTreeSet<IpNet>,
+    /// What the file says.
+    saved: String,
 }
 
 impl Guard {
@@ -58,6 +60,7 @@ impl Guard {
             known: known.collect(),
             present: BTreeSet::new(),
             path,
+            saved: text,
         })
     }
 
@@ -76,9 +79,11 @@ impl Guard {
         }
         for (net, known) in &mut self.known {
             if self.present.contains(net) && !present.contains_key(net) {
-                known.leaves = (taken_out && known.trapped).then(|| now + LINGER);
+                known.leaves = (taken_out && known.trapped).then_some(now);
                 known.trapped = false;
             }
+            // There may be more to come.
+            known.leaves = known.leaves.map(|_| now + LINGER);
         }
         self.present = present.keys().copied().collect();
         self.save();
@@ -121,10 +126,16 @@ impl Guard {
         released
     }
 
+    /// Holds a peer that has no policy, and should have had one.
+    pub(super) fn hold(&mut self, net: IpNet) {
+        self.known.entry(net).or_default();
+        self.save();
+    }
+
     /// Writes the list, if it has changed.
-    fn save(&self) {
+    fn save(&mut self) {
         let text: String = self.known.keys().map(|net| format!("{net}\n")).collect();
-        if std::fs::read_to_string(&self.path).unwrap_or_default() == text {
+        if text == self.saved {
             return;
         }
         let write = || -> io::Result<()> {
@@ -144,6 +155,8 @@ impl Guard {
                 self.path.display()
             );
         }
+        // Also if it could not be written: it is said once.
+        self.saved = text;
     }
 }
 
@@ -174,7 +187,10 @@ mod tests {
         guard.update(&BTreeMap::new(), true, now);
         assert_eq!(guard.held().count(), 1);
         assert!(!guard.expire(now + LINGER / 2));
-        assert!(guard.expire(now + LINGER));
+        // As long as something changes, nobody is let go.
+        guard.update(&BTreeMap::new(), true, now + LINGER / 2);
+        assert!(!guard.expire(now + LINGER));
+        assert!(guard.expire(now + LINGER * 2));
         assert_eq!(guard.held().count(), 0);
     }
 

@@ -79,7 +79,9 @@ impl Charon {
         self.sas
             .values_mut()
             .filter(|sa| {
+                // What has ended carries nothing any more.
                 sa.reqid == reqid
+                    && sa.reached != Some(true)
                     && direction.is_none_or(|direction| direction == sa.spec.id.direction)
             })
             .any(|sa| now - super::usage::look(sa, state).last_use.min(now) <= RECENT)

@@ -22,6 +22,8 @@ use crate::manager::{Manager, Sources};
 const CONNECTIONS: usize = 128;
 /// How long a call waits for the datapath to follow: it is away for less while it is started again.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// What the status calls the peer of refusals that are not a peer's.
+const DATAPATH: &str = "datapath";
 /// How often a session looks whether its charon is still there.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -150,21 +152,27 @@ fn found(found: Option<()>) -> Reply {
 }
 
 fn answer(manager: &Manager, hello: &Hello, request: Request) -> Reply {
-    if !manager.look(|sources| sources.charon.is_here(hello)) {
-        return refused(Refusal::Away, "this charon has no session");
-    }
-    match request {
+    let away = || refused(Refusal::Away, "this charon has no session");
+    try_answer(manager, hello, request).unwrap_or_else(away)
+}
+
+/// None if the charon that asks is not the one that has the session.
+fn try_answer(manager: &Manager, hello: &Hello, request: Request) -> Option<Reply> {
+    Some(match request {
         Request::AddSa(sa) => {
-            let (generation, added) = manager.change(|sources| {
+            let (generation, added) = manager.change_for(hello, |sources| {
                 let Sources {
                     state,
                     file,
                     charon,
                 } = sources;
                 charon.add_sa(&sa, state, file)
-            });
+            })?;
             if let Err(NotServed(text)) = added {
-                return refused(Refusal::NotSupported, format!("{}: {text}", sa.name));
+                return Some(refused(
+                    Refusal::NotSupported,
+                    format!("{}: {text}", sa.name),
+                ));
             }
             // The peer may send under it as soon as we have said that it is there.
             if let Err(problem) = manager.settle(generation, PATIENCE) {
@@ -172,78 +180,92 @@ fn answer(manager: &Manager, hello: &Hello, request: Request) -> Reply {
                 manager.change(|sources| {
                     let Sources { state, charon, .. } = sources;
                     charon.delete_sa(&sa.name, state);
-                    charon.refuse("datapath", &text);
+                    charon.refuse(DATAPATH, &text);
                 });
-                return refused(Refusal::Failed, text);
+                return Some(refused(Refusal::Failed, text));
             }
+            manager.alter(|sources| sources.charon.refused.remove(DATAPATH));
             Reply::Done
         }
         Request::AddPolicy(policy) => {
-            let (generation, added) = manager.change(|sources| {
+            let (generation, added) = manager.change_for(hello, |sources| {
                 let Sources { file, charon, .. } = sources;
                 let added = charon.add_policy(*policy, file);
                 charon.guard(true);
                 added
-            });
+            })?;
             match added {
-                // Without the datapath it guards nothing yet, but it is not forgotten.
-                Ok(()) => manager
-                    .settle(generation, PATIENCE)
-                    .map_or(Reply::Done, |()| Reply::Done),
+                Ok(()) => {
+                    // Without the datapath it guards nothing yet, but it is not forgotten.
+                    let _ = manager.settle(generation, PATIENCE);
+                    Reply::Done
+                }
                 Err(NotServed(text)) => refused(Refusal::NotSupported, text),
             }
         }
         Request::AllocateSpi(destination) => {
-            let spi = manager.alter(|sources| {
+            let spi = manager.alter_for(hello, |sources| {
                 let Sources { file, charon, .. } = sources;
                 charon.allocate_spi(destination, file)
-            });
+            })?;
             match spi {
                 Some(spi) => Reply::Spi(spi.get()),
                 None => refused(Refusal::Failed, "there is no free SPI"),
             }
         }
         Request::UpdateSa(update) => {
-            let (generation, updated) = manager.change(|sources| sources.charon.update_sa(&update));
+            let (generation, updated) = manager.change_for(hello, |sources| {
+                let Sources { file, charon, .. } = sources;
+                charon.update_sa(&update, file)
+            })?;
             let _ = manager.settle(generation, PATIENCE);
             found(updated)
         }
         Request::DeleteSa(name) => {
-            let (_, deleted) =
-                manager.change(|Sources { state, charon, .. }| charon.delete_sa(&name, state));
+            let (_, deleted) = manager.change_for(hello, |Sources { state, charon, .. }| {
+                charon.delete_sa(&name, state)
+            })?;
             found(deleted)
         }
         Request::FlushSas => {
-            manager.change(|Sources { state, charon, .. }| charon.flush_sas(state));
+            manager.change_for(hello, |Sources { state, charon, .. }| {
+                charon.flush_sas(state);
+            })?;
             Reply::Done
         }
         Request::DeletePolicy(policy) => {
-            let (_, deleted) = manager.change(|sources| {
+            let (_, deleted) = manager.change_for(hello, |sources| {
                 let Sources { state, charon, .. } = sources;
                 let deleted = charon.delete_policy(&policy, state);
                 charon.guard(true);
                 deleted
-            });
+            })?;
             // Those that let pass what is not Geneve were not kept.
             found(deleted.or((policy.kind == Kind::Bypass).then_some(())))
         }
         Request::FlushPolicies => {
-            manager.change(|sources| {
+            manager.change_for(hello, |sources| {
                 sources.charon.policies.clear();
                 sources.charon.guard(true);
-            });
+            })?;
             Reply::Done
         }
         Request::QuerySa(name) => {
-            let usage =
-                manager.alter(|Sources { state, charon, .. }| charon.query_sa(&name, state));
+            let usage = manager.alter_for(hello, |Sources { state, charon, .. }| {
+                charon.query_sa(&name, state)
+            })?;
             usage.map_or_else(|| found(None), Reply::Usage)
         }
         Request::QueryPolicy(name) => {
-            let usage =
-                manager.alter(|Sources { state, charon, .. }| charon.query_policy(&name, state));
+            let usage = manager.alter_for(hello, |Sources { state, charon, .. }| {
+                charon.query_policy(&name, state)
+            })?;
             usage.map_or_else(|| found(None), Reply::Usage)
         }
+        Request::Ending => {
+            manager.alter_for(hello, |sources| sources.charon.ending())?;
+            Reply::Done
+        }
         Request::Session(_) | Request::Unserved(_) => refused(Refusal::Failed, "not here"),
-    }
+    })
 }

@@ -62,6 +62,26 @@ pub(super) fn selector(policy: &Policy) -> Result<Selector, NotServed> {
     })
 }
 
+/// The peer's addresses, if Geneve is among what the policy protects or discards, whether it is served or not.
+pub(super) fn remote(policy: &Policy) -> Option<IpNet> {
+    let (local, remote) = ends(&policy.name);
+    let geneve = |selector| !matches!(ports(selector), Ports::Others);
+    if policy.kind == Kind::Bypass || !geneve(local) || !geneve(remote) {
+        return None;
+    }
+    IpNet::new(remote.network, remote.prefix)
+        .ok()
+        .map(|net| net.trunc())
+}
+
+/// The peer's end of a policy's SA.
+pub(super) fn peer(policy: &Policy) -> IpAddr {
+    match policy.name.direction {
+        Way::Out => policy.destination,
+        Way::In | Way::Forward => policy.source,
+    }
+}
+
 /// The ends of a policy: ours, and the peer's.
 fn ends(name: &PolicyName) -> (&TrafficSelector, &TrafficSelector) {
     match name.direction {
@@ -95,10 +115,15 @@ fn ports(selector: &TrafficSelector) -> Ports {
 
 /// The priority that kernel-netlink would give it; the least counts.
 fn order(policy: &Policy) -> u32 {
-    const BASE: u32 = 200_000;
-    if policy.manual_priority != 0 {
-        return policy.manual_priority;
+    match policy.manual_priority {
+        0 => automatic_order(policy),
+        manual => manual,
     }
+}
+
+/// The priority where nobody has set one by hand, and among those that have the same by hand.
+fn automatic_order(policy: &Policy) -> u32 {
+    const BASE: u32 = 200_000;
     let class = match policy.priority {
         Priority::Pass => 1,
         Priority::Default | Priority::Routed => 2,
@@ -130,7 +155,10 @@ pub(super) fn compose<'a>(
     let mut groups: BTreeMap<&Selector, Group> = BTreeMap::new();
     for (newest, (selector, policy)) in policies.enumerate() {
         let group = groups.entry(selector).or_default();
-        let ranked = (order(policy), Reverse(newest), policy);
+        let ranked = Ranked {
+            rank: (order(policy), automatic_order(policy), Reverse(newest)),
+            policy,
+        };
         match policy.name.direction {
             Way::Out => group.out.push(ranked),
             Way::In => group.r#in.push(ranked),
@@ -149,14 +177,17 @@ pub(super) fn compose<'a>(
         .collect()
 }
 
-/// Policies with their rank.
-type Ranked<'a> = Vec<(u32, Reverse<usize>, &'a Policy)>;
+/// A policy with its rank; the least counts.
+struct Ranked<'a> {
+    rank: (u32, u32, Reverse<usize>),
+    policy: &'a Policy,
+}
 
 /// The policies of one selector.
 #[derive(Default)]
 struct Group<'a> {
-    out: Ranked<'a>,
-    r#in: Ranked<'a>,
+    out: Vec<Ranked<'a>>,
+    r#in: Vec<Ranked<'a>>,
 }
 
 impl Group<'_> {
@@ -166,11 +197,9 @@ impl Group<'_> {
         sas: &BTreeMap<SaId, Installed>,
         inbound: &HashMap<u32, Vec<&SaSpec>>,
     ) -> Option<Composed> {
-        fn best<'a>(list: &Ranked<'a>) -> Option<(u32, &'a Policy)> {
-            let best = list
-                .iter()
-                .min_by_key(|(order, newest, _)| (*order, *newest));
-            best.map(|(order, _, policy)| (*order, *policy))
+        fn best<'a>(list: &[Ranked<'a>]) -> Option<(u32, &'a Policy)> {
+            let best = list.iter().min_by_key(|ranked| ranked.rank)?;
+            Some((best.rank.0, best.policy))
         }
         let tops = [best(&self.out), best(&self.r#in)];
         let order = tops.iter().flatten().map(|(order, _)| *order).min()?;
@@ -179,7 +208,7 @@ impl Group<'_> {
             self.out
                 .iter()
                 .chain(&self.r#in)
-                .map(|(_, _, policy)| *policy)
+                .map(|ranked| ranked.policy)
         };
         let trap = |policy: &&Policy| is_trap(policy);
         let mut tunnel = TunnelStatus {
@@ -220,7 +249,7 @@ impl Group<'_> {
     /// The SAs that packets may come under: by the reqid, as in the kernel, so that in a rekeying the new one is good
     /// from its first packet.
     fn inbound(&self, selector: &Selector, sas: &HashMap<u32, Vec<&SaSpec>>) -> Vec<SaId> {
-        let policies = self.r#in.iter().map(|(_, _, policy)| policy);
+        let policies = self.r#in.iter().map(|ranked| ranked.policy);
         let mut reqids: Vec<u32> = policies
             .filter(|policy| policy.kind == Kind::Protect)
             .map(|policy| policy.reqid)

@@ -249,15 +249,14 @@ fn an_sa_that_moves_keeps_its_numbers() {
     };
     assert!(it.charon.hear(&moved));
     assert!(matches!(events.try_recv(), Ok(Event::Moved(_))));
-    it.charon
-        .update_sa(&SaUpdate {
-            name: sa(0x1001, true, 1).name,
-            source: "192.0.2.9:1234".parse().unwrap(),
-            destination: "192.0.2.1:4500".parse().unwrap(),
-            encapsulated: true,
-            reqid: 5,
-        })
-        .unwrap();
+    let update = SaUpdate {
+        name: sa(0x1001, true, 1).name,
+        source: "192.0.2.9:1234".parse().unwrap(),
+        destination: "192.0.2.1:4500".parse().unwrap(),
+        encapsulated: true,
+        reqid: 5,
+    };
+    it.charon.update_sa(&update, &it.file).unwrap();
     let after = it.wanted().sas.into_values().next().unwrap();
     assert_eq!(after.state, before.state);
     assert_eq!(after.source, "192.0.2.9".parse::<IpAddr>().unwrap());
@@ -302,14 +301,20 @@ fn file_and_charon_do_not_share_names() {
         sas: wanted.sas.values().cloned().collect(),
         policies: wanted.policies.values().cloned().collect(),
     };
-    assert_eq!(it.charon.clashes(&file).len(), 2);
+    assert_eq!(it.charon.clashes(&file).len(), 1);
     it.charon.flush_sas(&mut it.state);
-    it.charon.policies.clear();
     assert!(it.charon.clashes(&file).is_empty());
+    // Of policies the file's counts, as long as it is there; charon's is not forgotten.
     it.file = wanted;
+    let mut bypass = it.file.policies.values().next().unwrap().clone();
+    bypass.action = Action::Bypass;
+    it.file.policies.insert(bypass.selector.clone(), bypass);
     assert!(it.add(&sa(id.spi.get(), true, 7)).is_err());
-    let error = it.charon.add_policy(policy(Way::Out, 0), &it.file);
-    assert!(error.unwrap_err().0.contains("in the file"));
+    it.add_policy(policy(Way::In, 0));
+    assert_eq!(it.action(), Action::Bypass);
+    assert_eq!(it.charon.refused().len(), 1);
+    it.file.policies.clear();
+    assert_eq!(it.action().name(), "protect");
 }
 
 #[test]
@@ -395,4 +400,70 @@ fn what_is_taken_down_under_traffic_stays_until_it_is_made_again() {
         it.delete_policy(&policy(direction, 0));
     }
     assert_eq!(it.charon.policies.len(), 0);
+}
+
+#[test]
+fn what_is_refused_at_the_start_of_a_session_is_held() {
+    let mut it = fixture();
+    let mut marked = policy(Way::Out, 0);
+    marked.restriction = Some("mark 0x1/0x1".to_owned());
+    let mut ssh = marked.clone();
+    ssh.name.source.protocol = 6;
+    ssh.name.destination.network = "192.0.2.77".parse().unwrap();
+    it.begin(1, vec![marked, ssh]).unwrap();
+    assert_eq!(
+        it.charon.held().len(),
+        1,
+        "charon takes it that it is protected"
+    );
+}
+
+#[test]
+fn a_charon_that_ends_lets_nobody_go() {
+    let mut it = fixture();
+    it.begin(1, Vec::new()).unwrap();
+    it.add_policy(policy(Way::Out, 0));
+    it.charon.ending();
+    it.delete_policy(&policy(Way::Out, 0));
+    assert!(
+        !it.charon
+            .guard
+            .expire(Instant::now() + Duration::from_secs(3600))
+    );
+    assert_eq!(it.charon.held().len(), 1);
+}
+
+#[test]
+fn state_is_given_up_when_the_datapath_has_let_go() {
+    let mut it = fixture();
+    it.begin(1, Vec::new()).unwrap();
+    it.add(&sa(0x1001, true, 1)).unwrap();
+    let name = sa(0x1001, true, 1).name;
+    it.charon.delete_sa(&name, &mut it.state).unwrap();
+    it.state.let_go(7);
+    assert_eq!(it.state.waiting(), 1, "of no generation yet");
+    it.state.gone_with(8);
+    it.state.let_go(7);
+    assert_eq!(it.state.waiting(), 1);
+    it.state.let_go(8);
+    assert_eq!(it.state.waiting(), 0);
+}
+
+#[test]
+fn an_sa_does_not_move_onto_another() {
+    let mut it = fixture();
+    it.begin(1, Vec::new()).unwrap();
+    it.add(&sa(0x1001, true, 1)).unwrap();
+    let mut other = sa(0x1001, true, 2);
+    other.name.destination = "192.0.2.9".parse().unwrap();
+    it.add(&other).unwrap();
+    let update = SaUpdate {
+        name: other.name,
+        source: other.source,
+        destination: "192.0.2.1:4500".parse().unwrap(),
+        encapsulated: false,
+        reqid: 0,
+    };
+    assert!(it.charon.update_sa(&update, &it.file).is_none());
+    assert_eq!(it.wanted().sas.len(), 2);
 }

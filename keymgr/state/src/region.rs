@@ -366,6 +366,19 @@ impl Region {
             .push_back(Retired { retirement, number });
     }
 
+    /// Says that the SAs of all fingerprints but these are gone.
+    pub fn retire_all_but(&mut self, kept: &HashSet<Fingerprint>) {
+        let gone: Vec<Fingerprint> = self
+            .index
+            .keys()
+            .filter(|fingerprint| !kept.contains(*fingerprint))
+            .copied()
+            .collect();
+        for fingerprint in gone {
+            self.retire(&fingerprint);
+        }
+    }
+
     /// The entry of so many words that was retired first, if it still is.
     fn first_retired(&mut self, words: usize) -> Option<usize> {
         let list = self.retired.get_mut(&words)?;

@@ -68,6 +68,10 @@ fn priorities_are_those_of_kernel_netlink() {
     assert!(order(&pass) < order(&host));
     pass.manual_priority = 5;
     assert_eq!(order(&pass), 5);
+    assert!(
+        automatic_order(&pass) > 5,
+        "among those of the same priority by hand"
+    );
 }
 
 #[test]
