@@ -68,7 +68,7 @@ pub struct Connection {
     /// When the IKE SA is made again, with its children.
     pub reauthentication: Option<u32>,
     /// More settings of each child, of whichever file.
-    pub more: Vec<(&'static str, String)>,
+    pub more: Vec<(String, String)>,
 }
 
 impl Default for Connection {

@@ -17,6 +17,10 @@ use culvert_tests::wire::take_counts;
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("strongswan_rekey_from_each_side_and_both", from_each_side),
+    (
+        "strongswan_rekey_by_packets_and_bytes",
+        by_packets_and_bytes,
+    ),
     ("strongswan_rekey_every_two_seconds", every_two_seconds),
     ("strongswan_two_hundred_peers", two_hundred_peers),
 ];
@@ -89,6 +93,37 @@ fn from_each_side() -> Result<()> {
         Ok(())
     })?;
     nothing_lost(&net, &flows)
+}
+
+/// Limits that the datapath counts: the soft one has charon rekey, before the hard one stops anything.
+fn by_packets_and_bytes() -> Result<()> {
+    for unit in ["packets", "bytes"] {
+        let [soft, hard] = if unit == "packets" {
+            [2000, 8000]
+        } else {
+            [600_000, 2_400_000]
+        };
+        let connection = Connection {
+            more: vec![
+                (format!("rekey_{unit}"), soft.to_string()),
+                (format!("life_{unit}"), hard.to_string()),
+                (format!("rand_{unit}"), "0".to_owned()),
+            ],
+            ..Connection::default()
+        };
+        let net = Negotiated::start(Plan::default(), Kind::Systemd, &connection)?;
+        take_counts(&net.lab.underlay)?;
+        let mut seen = HashSet::new();
+        let flows = during(&net, 2000, || {
+            wait_for("four rekeyings", LIMIT, || {
+                seen.extend(spis(&net).unwrap_or_default());
+                seen.len() >= CHILDREN.len() + 4
+            })
+            .with_context(|| net.logs(0))
+        })?;
+        nothing_lost(&net, &flows).context(unit)?;
+    }
+    Ok(())
 }
 
 fn every_two_seconds() -> Result<()> {
