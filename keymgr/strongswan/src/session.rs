@@ -1,8 +1,9 @@
 //! The session with the key manager: begun anew whenever it ends, until charon does.
 
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use culvert_bridge::records::Expired;
@@ -28,6 +29,11 @@ const END: Duration = Duration::from_secs(2);
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// charon's main thread, which loads plugins. Policies are removed on it only by charon's end: while charon runs,
+    /// that thread waits for signals.
+    pub(crate) main: ThreadId,
+    /// Whether the key manager knows that charon ends.
+    pub(crate) ending: AtomicBool,
 }
 
 pub(crate) struct Shared {
@@ -52,7 +58,7 @@ struct State {
 }
 
 impl Session {
-    /// Begins, in a thread of its own.
+    /// Begins, in a thread of its own. To be called on charon's main thread.
     pub(crate) fn new(charon: Arc<dyn Ears>, client: Client) -> Self {
         let shared = Arc::new(Shared {
             charon,
@@ -72,7 +78,12 @@ impl Session {
                 shared.charon.log(&text);
             })
             .ok();
-        Self { shared, thread }
+        Self {
+            shared,
+            thread,
+            main: thread::current().id(),
+            ending: AtomicBool::new(false),
+        }
     }
 }
 

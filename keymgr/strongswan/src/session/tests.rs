@@ -10,6 +10,8 @@ use culvert_bridge::records::*;
 use super::*;
 use crate::calls::Status;
 
+mod trouble;
+
 /// How long the tests wait for what must happen.
 const SURELY: Duration = Duration::from_secs(20);
 
@@ -446,15 +448,4 @@ fn another_version_says_what_to_do() {
     // It says the same of us.
     let _ = connection.greeted(&other);
     here.hear_log(&["speaks version", "install the same release"]);
-}
-
-#[test]
-fn the_end_does_not_wait_for_a_silent_key_manager() {
-    let home = home();
-    let there = There::new(home.path());
-    let here = Here::new(home.path());
-    let _silent = there.incoming();
-    let began = Instant::now();
-    drop(here.session);
-    assert!(began.elapsed() < END);
 }
