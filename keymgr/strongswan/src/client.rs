@@ -1,11 +1,15 @@
 //! Connections to the key manager.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use culvert_bridge::records::{Hello, Refused};
 use culvert_bridge::{Connection, Error, Refusal, Reply, Request};
 
 use crate::os;
+
+/// How long it may take to connect.
+const CONNECT: Duration = Duration::from_secs(2);
 
 /// Where the key manager is, and who we are.
 pub(crate) struct Client {
@@ -31,7 +35,10 @@ impl Client {
     /// Connects, and makes sure who is there.
     pub(crate) fn connect(&self) -> Result<Connection, String> {
         let path = self.path.display();
-        let connection = Connection::open(&self.path).map_err(|error| self.unreachable(&error))?;
+        let connection = os::connect_within(CONNECT, &self.path)
+            .map_err(Error::from)
+            .and_then(Connection::new)
+            .map_err(|error| self.unreachable(&error))?;
         let owner = os::peer(connection.stream())
             .map_err(|error| format!("who listens at {path} is not known: {error}"))?;
         if owner != self.owner {
