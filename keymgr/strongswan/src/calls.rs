@@ -194,11 +194,9 @@ impl Session {
                 "the answer of culvert-keymgr is not to the question".to_owned(),
                 Status::Failed,
             ),
-            Err(Failure::Away(text)) => (text, Status::Failed),
-            Err(Failure::Unanswered(text)) => (
-                format!("culvert-keymgr gave no answer ({text})"),
-                Status::Failed,
-            ),
+            Err(Failure::Away(trouble) | Failure::Unanswered(trouble)) => {
+                (trouble.text, Status::Failed)
+            }
             Err(Failure::Refused(refused)) => {
                 let status = match refused.refusal {
                     Refusal::Failed | Refusal::Away => Status::Failed,
@@ -217,7 +215,7 @@ impl Session {
         let why = match answer {
             // Why it is away has been logged once.
             Err(Failure::Away(_)) => "culvert-keymgr is away".to_owned(),
-            Err(Failure::Unanswered(text)) => format!("culvert-keymgr gave no answer ({text})"),
+            Err(Failure::Unanswered(trouble)) => trouble.text,
             other => return self.tell(other, what),
         };
         self.shared
@@ -242,8 +240,14 @@ impl Shared {
     }
 
     fn ask(&self, request: &Request) -> Answer {
-        self.up().map_err(Failure::Away)?;
-        self.client.ask(request)
+        let session = self.up().map_err(|text| Failure::Away(text.into()))?;
+        let answer = self.client.ask(request);
+        if let Err(Failure::Away(trouble) | Failure::Unanswered(trouble)) = &answer
+            && trouble.hangs
+        {
+            self.give_up(session, &trouble.text);
+        }
+        answer
     }
 
     /// Tries again for a while if the key manager is away. What it may have got is not sent again: two that use one

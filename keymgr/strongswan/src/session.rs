@@ -50,6 +50,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct State {
     up: bool,
+    /// How many sessions there have been.
+    count: u64,
     /// Why it is not up.
     problem: String,
     /// To shut it down from without.
@@ -112,14 +114,32 @@ impl Drop for Session {
 }
 
 impl Shared {
-    /// Whether there is a session; if not, why.
-    pub(crate) fn up(&self) -> Result<(), String> {
+    /// Which session there is; if there is none, why.
+    pub(crate) fn up(&self) -> Result<u64, String> {
         let state = self.state();
         if state.up {
-            Ok(())
+            Ok(state.count)
         } else {
             Err(state.problem.clone())
         }
+    }
+
+    /// Ends a session, unless it has ended, with a key manager that hangs: nobody else is to wait for it until it
+    /// takes a new one.
+    pub(crate) fn give_up(&self, session: u64, why: &str) {
+        let mut state = self.state();
+        if !state.up || state.count != session {
+            return;
+        }
+        state.up = false;
+        state.problem = format!("the session with culvert-keymgr is given up: {why}");
+        if let Some(stream) = &state.stream {
+            // It fails if the other end was faster.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        let news = state.problem.clone();
+        drop(state);
+        self.charon.log(&news);
     }
 
     /// Waits until something changes, but no longer than this.
@@ -192,11 +212,12 @@ impl Shared {
             Ok(_) => {
                 return Err("culvert-keymgr begins no session, and does not say why".to_owned());
             }
-            Err(error) => return Err(self.client.unreachable(&error)),
+            Err(error) => return Err(self.client.unreachable(&error).into()),
         }
         let lost = self.mirror().begin(theirs.instance);
         let mut state = self.state();
         state.up = true;
+        state.count += 1;
         state.problem.clear();
         drop(state);
         drop(gate);
@@ -230,9 +251,12 @@ impl Shared {
             match connection.wait() {
                 Ok(event) => self.pass_on(&event),
                 Err(error) => {
-                    return format!(
-                        "the session with culvert-keymgr has ended: is it running? ({error})"
-                    );
+                    // Who gave it up has said why.
+                    return self.up().err().unwrap_or_else(|| {
+                        format!(
+                            "the session with culvert-keymgr has ended: is it running? ({error})"
+                        )
+                    });
                 }
             }
         }

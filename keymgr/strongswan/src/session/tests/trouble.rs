@@ -47,3 +47,31 @@ fn the_end_does_not_wait_for_a_silent_key_manager() {
     drop(here.session);
     assert!(began.elapsed() < END);
 }
+
+#[test]
+fn one_call_waits_for_a_key_manager_that_hangs() {
+    let home = home();
+    let there = There::new(home.path());
+    let here = Here::new(home.path());
+    let (_session, _) = there.begin(7);
+    here.hear_log(&["connected"]);
+    let session = &here.session;
+    thread::scope(|scope| {
+        let call = scope.spawn(|| session.add_sa(sa(1)));
+        let _silent = there.accept(7);
+        assert_eq!(call.join().unwrap(), Status::Failed);
+    });
+    here.hear_log(&["given up", "no answer within"]);
+    here.hear_log(&["is not installed", "no answer within"]);
+
+    // The next one is not even asked.
+    let began = Instant::now();
+    assert_eq!(session.delete_sa(&name(1)), Status::Success);
+    assert!(began.elapsed() < Duration::from_secs(1));
+    here.hear_log(&["is not removed yet", "is away"]);
+
+    let (_session, _) = there.begin(7);
+    here.hear_log(&["connected"]);
+    let (request, ()) = there.answer(&Reply::Done, || ());
+    assert_eq!(request, Request::DeleteSa(name(1)));
+}
