@@ -139,7 +139,7 @@ impl Shared {
         }
         let news = state.problem.clone();
         drop(state);
-        self.charon.log(&news);
+        self.log(&news);
     }
 
     /// Waits until something changes, but no longer than this.
@@ -174,10 +174,10 @@ impl Shared {
             state.up = false;
             state.stream = None;
             std::mem::swap(&mut state.problem, &mut problem);
-            let news = (state.problem != problem && !state.end).then(|| state.problem.clone());
+            let news = (state.problem != problem).then(|| state.problem.clone());
             drop(state);
             if let Some(news) = news {
-                self.charon.log(&news);
+                self.log(&news);
             }
             self.pause(pause);
             pause = LATER.min(pause * 2);
@@ -224,12 +224,12 @@ impl Shared {
         self.changed.notify_all();
 
         let path = self.client.path.display();
-        self.charon.log(&format!(
+        self.log(&format!(
             "connected to {} at {path}, policies handed over: {count}",
             theirs.program
         ));
         if lost > 0 {
-            self.charon.log(&format!(
+            self.log(&format!(
                 "culvert-keymgr was started anew: all {lost} SAs are lost and will be negotiated anew"
             ));
         }
@@ -240,6 +240,9 @@ impl Shared {
     fn listen(&self, mut connection: Connection) -> String {
         let deleted = self.mirror().deleted();
         for name in deleted {
+            if self.state().end {
+                break;
+            }
             // If it is not answered, the next session does it.
             let _ = self.delete_sa(&name);
         }
@@ -265,7 +268,10 @@ impl Shared {
     fn expire_lost(&self) -> bool {
         let lost = self.mirror().lost();
         for name in &lost {
-            self.charon.expire(&Expired {
+            let Some(charon) = self.charon() else {
+                break;
+            };
+            charon.expire(&Expired {
                 spi: name.spi,
                 destination: name.destination,
                 hard: true,
@@ -275,17 +281,31 @@ impl Shared {
     }
 
     fn pass_on(&self, event: &Event) {
+        let Some(charon) = self.charon() else {
+            return;
+        };
         match event {
-            Event::Expired(expired) => self.charon.expire(expired),
-            Event::Moved(moved) => self.charon.moved(moved),
+            Event::Expired(expired) => charon.expire(expired),
+            Event::Moved(moved) => charon.moved(moved),
             Event::Acquire(acquire) if self.mirror().traps_any_peer(acquire.reqid) => {
-                self.charon.log(&format!(
+                charon.log(&format!(
                     "the trap with reqid {} is for any peer, and none can be started from it: name the peer in \
                      remote_addrs",
                     acquire.reqid
                 ));
             }
-            Event::Acquire(acquire) => self.charon.acquire(acquire.reqid),
+            Event::Acquire(acquire) => charon.acquire(acquire.reqid),
+        }
+    }
+
+    /// charon, until it ends: a thread that is still here then may not call what is being freed.
+    fn charon(&self) -> Option<&dyn Ears> {
+        (!self.state().end).then_some(&*self.charon)
+    }
+
+    fn log(&self, text: &str) {
+        if let Some(charon) = self.charon() {
+            charon.log(text);
         }
     }
 

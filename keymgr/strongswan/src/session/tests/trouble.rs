@@ -75,3 +75,17 @@ fn one_call_waits_for_a_key_manager_that_hangs() {
     let (request, ()) = there.answer(&Reply::Done, || ());
     assert_eq!(request, Request::DeleteSa(name(1)));
 }
+
+#[test]
+fn nothing_is_told_after_the_end() {
+    let home = home();
+    let there = There::new(home.path());
+    let here = Here::new(home.path());
+    let _session = there.begin(7);
+    here.hear_log(&["connected"]);
+    let shared = Arc::clone(&here.session.shared);
+    drop(here.session);
+    shared.pass_on(&Event::Acquire(Acquire { reqid: 3 }));
+    shared.log("too late");
+    assert!(here.heard.try_recv().is_err());
+}
