@@ -2,7 +2,6 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 use crate::records::{Hello, wipe};
@@ -67,16 +66,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to the key manager. Whether the other end is root is for the caller to check, by
-    /// [`Connection::stream`]: the standard library cannot.
-    ///
-    /// # Errors
-    /// Nobody listens.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::new(UnixStream::connect(path)?)
-    }
-
-    /// Takes over a stream.
+    /// Takes over a stream. Whether the other end is root is for the caller to check: the standard library cannot.
     ///
     /// # Errors
     /// It has no time limits.

@@ -5,6 +5,8 @@
 
 use std::net::IpAddr;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use culvert_bridge::records::{PolicyName, SaUpdate, Usage};
@@ -136,6 +138,7 @@ impl Session {
             Removed::StillUsed => return Status::Success,
             Removed::Gone => {}
         }
+        self.tell_end();
         let what = format!("{} is not removed", policy.name);
         let answer = self.shared.ask(&Request::DeletePolicy(Box::new(policy)));
         self.tell_later(answer, &what, "it is removed later")
@@ -145,12 +148,28 @@ impl Session {
     pub(crate) fn flush_policies(&self) -> Status {
         let _gate = self.shared.shared_gate();
         self.shared.mirror().flush_policies();
+        self.tell_end();
         let answer = self.shared.ask(&Request::FlushPolicies);
         self.tell_later(
             answer,
             "the policies are not removed",
             "they are removed later",
         )
+    }
+
+    /// Tells the key manager, before the first policy goes with charon's end, that nobody wants it so.
+    fn tell_end(&self) {
+        if thread::current().id() != self.main || self.ending.load(Ordering::Relaxed) {
+            return;
+        }
+        let answer = self.shared.ask(&Request::Ending);
+        if matches!(answer, Err(Failure::Away(_))) {
+            // It is told of no removal either, and of the end before the next one.
+            return;
+        }
+        let told = !matches!(answer, Err(Failure::Unanswered(_)));
+        self.ending.store(told, Ordering::Relaxed);
+        self.tell(answer, "culvert-keymgr does not know that charon ends");
     }
 
     /// Writes that something could not even be asked.
@@ -175,11 +194,9 @@ impl Session {
                 "the answer of culvert-keymgr is not to the question".to_owned(),
                 Status::Failed,
             ),
-            Err(Failure::Away(text)) => (text, Status::Failed),
-            Err(Failure::Unanswered(text)) => (
-                format!("culvert-keymgr gave no answer ({text})"),
-                Status::Failed,
-            ),
+            Err(Failure::Away(trouble) | Failure::Unanswered(trouble)) => {
+                (trouble.text, Status::Failed)
+            }
             Err(Failure::Refused(refused)) => {
                 let status = match refused.refusal {
                     Refusal::Failed | Refusal::Away => Status::Failed,
@@ -198,7 +215,7 @@ impl Session {
         let why = match answer {
             // Why it is away has been logged once.
             Err(Failure::Away(_)) => "culvert-keymgr is away".to_owned(),
-            Err(Failure::Unanswered(text)) => format!("culvert-keymgr gave no answer ({text})"),
+            Err(Failure::Unanswered(trouble)) => trouble.text,
             other => return self.tell(other, what),
         };
         self.shared
@@ -223,8 +240,14 @@ impl Shared {
     }
 
     fn ask(&self, request: &Request) -> Answer {
-        self.up().map_err(Failure::Away)?;
-        self.client.ask(request)
+        let session = self.up().map_err(|text| Failure::Away(text.into()))?;
+        let answer = self.client.ask(request);
+        if let Err(Failure::Away(trouble) | Failure::Unanswered(trouble)) = &answer
+            && trouble.hangs
+        {
+            self.give_up(session, &trouble.text);
+        }
+        answer
     }
 
     /// Tries again for a while if the key manager is away. What it may have got is not sent again: two that use one

@@ -8,11 +8,19 @@ use culvert_bridge::{Policy, Priority, SaName};
 /// Policies and SAs.
 #[derive(Default)]
 pub(crate) struct Mirror {
-    /// With how often each was added: charon adds the same one twice, and deletes it once, when it replaces a trap.
-    policies: HashMap<Policy, usize>,
+    policies: HashMap<Policy, Standing>,
+    /// How many policies there have been.
+    installed: u64,
     sas: HashMap<SaName, State>,
     /// The key manager that the SAs were given to.
     instance: Option<u64>,
+}
+
+struct Standing {
+    /// How often it was added: charon adds the same one twice, and deletes it once, when it replaces a trap.
+    count: usize,
+    /// Its place in the order of installation.
+    number: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,21 +50,29 @@ pub(crate) enum Removed {
 impl Mirror {
     /// Adds a policy, and says whether it is new.
     pub(crate) fn add_policy(&mut self, policy: &Policy) -> bool {
-        let count = self.policies.entry(policy.clone()).or_default();
-        *count += 1;
-        *count == 1
+        if let Some(standing) = self.policies.get_mut(policy) {
+            standing.count += 1;
+            return false;
+        }
+        self.installed += 1;
+        let standing = Standing {
+            count: 1,
+            number: self.installed,
+        };
+        self.policies.insert(policy.clone(), standing);
+        true
     }
 
     /// Removes a policy.
     pub(crate) fn remove_policy(&mut self, policy: &Policy) -> Removed {
         match self.policies.get_mut(policy) {
             None => Removed::Unknown,
-            Some(1) => {
+            Some(Standing { count: 1, .. }) => {
                 self.policies.remove(policy);
                 Removed::Gone
             }
-            Some(count) => {
-                *count -= 1;
+            Some(standing) => {
+                standing.count -= 1;
                 Removed::StillUsed
             }
         }
@@ -67,9 +83,14 @@ impl Mirror {
         self.policies.clear();
     }
 
-    /// All policies.
+    /// All policies, in the order of their installation: of equal ones the key manager takes the newest.
     pub(crate) fn policies(&self) -> Vec<Policy> {
-        self.policies.keys().cloned().collect()
+        let mut policies: Vec<_> = self.policies.iter().collect();
+        policies.sort_unstable_by_key(|(_, standing)| standing.number);
+        policies
+            .into_iter()
+            .map(|(policy, _)| policy.clone())
+            .collect()
     }
 
     /// Whether a trap is for any peer: charon needs addresses to start from one, and reads through NULL without.
@@ -175,6 +196,18 @@ mod tests {
         assert_eq!(mirror.policies(), [policy(2)]);
         mirror.flush_policies();
         assert!(mirror.policies().is_empty());
+    }
+
+    #[test]
+    fn policies_keep_their_order() {
+        let mut mirror = Mirror::default();
+        for reqid in [3, 1, 4, 5, 9, 2, 6] {
+            mirror.add_policy(&policy(reqid));
+        }
+        mirror.add_policy(&policy(3));
+        mirror.remove_policy(&policy(4));
+        mirror.add_policy(&policy(4));
+        assert_eq!(mirror.policies(), [3, 1, 5, 9, 2, 6, 4].map(policy));
     }
 
     #[test]

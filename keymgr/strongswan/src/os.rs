@@ -5,10 +5,13 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 /// glibc's `sigset_t`.
 #[repr(C)]
@@ -23,12 +26,24 @@ struct Credentials {
     group: u32,
 }
 
+/// `struct sockaddr_un`.
+#[repr(C)]
+struct UnixAddress {
+    family: u16,
+    path: [u8; 108],
+}
+
+const AF_UNIX: u16 = 1;
+const SOCK_STREAM: c_int = 1;
+const SOCK_CLOEXEC: c_int = 0o2_000_000;
 const SOL_SOCKET: c_int = 1;
 const SO_PEERCRED: c_int = 17;
 const SIG_SETMASK: c_int = 2;
 
 unsafe extern "C" {
     fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn connect(socket: c_int, address: *const UnixAddress, length: u32) -> c_int;
     fn getsockopt(
         socket: c_int,
         level: c_int,
@@ -44,6 +59,40 @@ unsafe extern "C" {
 pub(crate) fn symbol(name: &CStr) -> Option<NonNull<c_void>> {
     // SAFETY: the default handle (NULL) and a text that ends.
     NonNull::new(unsafe { dlsym(ptr::null_mut(), name.as_ptr()) })
+}
+
+/// Connects within this time. The standard library waits for ever if who listens does not take connections any more.
+pub(crate) fn connect_within(limit: Duration, path: &Path) -> io::Result<UnixStream> {
+    let mut address = UnixAddress {
+        family: AF_UNIX,
+        path: [0; 108],
+    };
+    let bytes = path.as_os_str().as_bytes();
+    // A zero ends it; one within would end it early.
+    if bytes.len() >= address.path.len() || bytes.contains(&0) {
+        return Err(io::ErrorKind::InvalidFilename.into());
+    }
+    address.path[..bytes.len()].copy_from_slice(bytes);
+    let length = u32::try_from(size_of::<UnixAddress>()).map_err(io::Error::other)?;
+    // SAFETY: it takes numbers only.
+    let socket = unsafe { socket(AF_UNIX.into(), SOCK_STREAM | SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was opened just now, and nobody else has it.
+    let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(socket) });
+    stream.set_write_timeout(Some(limit))?;
+    // SAFETY: the socket is open, and the address is there until the end of the call, as long as is said.
+    let result = unsafe { connect(stream.as_raw_fd(), &raw const address, length) };
+    if result == 0 {
+        return Ok(stream);
+    }
+    Err(match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::WouldBlock => {
+            io::Error::new(io::ErrorKind::TimedOut, "it takes no connections")
+        }
+        error => error,
+    })
 }
 
 /// The user who was at the other end when the connection was made.
@@ -84,6 +133,34 @@ pub(crate) fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<JoinHand
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    unsafe extern "C" {
+        fn listen(socket: c_int, backlog: c_int) -> c_int;
+    }
+
+    #[test]
+    fn a_listener_that_takes_no_connections_is_not_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("socket");
+        let connect = || connect_within(Duration::from_millis(50), &path);
+        assert_eq!(connect().unwrap_err().kind(), io::ErrorKind::NotFound);
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        // SAFETY: the socket is open.
+        assert_eq!(unsafe { listen(listener.as_raw_fd(), 0) }, 0);
+        let mut waiting = Vec::new();
+        let error = loop {
+            match connect() {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(!waiting.is_empty());
+
+        let long = home.path().join("x".repeat(108));
+        let error = connect_within(Duration::from_millis(50), &long).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidFilename);
+    }
 
     #[test]
     fn the_peer_is_known() {

@@ -1,8 +1,9 @@
 //! The session with the key manager: begun anew whenever it ends, until charon does.
 
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use culvert_bridge::records::Expired;
@@ -28,6 +29,11 @@ const END: Duration = Duration::from_secs(2);
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// charon's main thread, which loads plugins. Policies are removed on it only by charon's end: while charon runs,
+    /// that thread waits for signals.
+    pub(crate) main: ThreadId,
+    /// Whether the key manager knows that charon ends.
+    pub(crate) ending: AtomicBool,
 }
 
 pub(crate) struct Shared {
@@ -44,6 +50,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct State {
     up: bool,
+    /// How many sessions there have been.
+    count: u64,
     /// Why it is not up.
     problem: String,
     /// To shut it down from without.
@@ -52,7 +60,7 @@ struct State {
 }
 
 impl Session {
-    /// Begins, in a thread of its own.
+    /// Begins, in a thread of its own. To be called on charon's main thread.
     pub(crate) fn new(charon: Arc<dyn Ears>, client: Client) -> Self {
         let shared = Arc::new(Shared {
             charon,
@@ -72,7 +80,12 @@ impl Session {
                 shared.charon.log(&text);
             })
             .ok();
-        Self { shared, thread }
+        Self {
+            shared,
+            thread,
+            main: thread::current().id(),
+            ending: AtomicBool::new(false),
+        }
     }
 }
 
@@ -101,14 +114,32 @@ impl Drop for Session {
 }
 
 impl Shared {
-    /// Whether there is a session; if not, why.
-    pub(crate) fn up(&self) -> Result<(), String> {
+    /// Which session there is; if there is none, why.
+    pub(crate) fn up(&self) -> Result<u64, String> {
         let state = self.state();
         if state.up {
-            Ok(())
+            Ok(state.count)
         } else {
             Err(state.problem.clone())
         }
+    }
+
+    /// Ends a session, unless it has ended, with a key manager that hangs: nobody else is to wait for it until it
+    /// takes a new one.
+    pub(crate) fn give_up(&self, session: u64, why: &str) {
+        let mut state = self.state();
+        if !state.up || state.count != session {
+            return;
+        }
+        state.up = false;
+        state.problem = format!("the session with culvert-keymgr is given up: {why}");
+        if let Some(stream) = &state.stream {
+            // It fails if the other end was faster.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        let news = state.problem.clone();
+        drop(state);
+        self.log(&news);
     }
 
     /// Waits until something changes, but no longer than this.
@@ -143,10 +174,10 @@ impl Shared {
             state.up = false;
             state.stream = None;
             std::mem::swap(&mut state.problem, &mut problem);
-            let news = (state.problem != problem && !state.end).then(|| state.problem.clone());
+            let news = (state.problem != problem).then(|| state.problem.clone());
             drop(state);
             if let Some(news) = news {
-                self.charon.log(&news);
+                self.log(&news);
             }
             self.pause(pause);
             pause = LATER.min(pause * 2);
@@ -181,23 +212,24 @@ impl Shared {
             Ok(_) => {
                 return Err("culvert-keymgr begins no session, and does not say why".to_owned());
             }
-            Err(error) => return Err(self.client.unreachable(&error)),
+            Err(error) => return Err(self.client.unreachable(&error).into()),
         }
         let lost = self.mirror().begin(theirs.instance);
         let mut state = self.state();
         state.up = true;
+        state.count += 1;
         state.problem.clear();
         drop(state);
         drop(gate);
         self.changed.notify_all();
 
         let path = self.client.path.display();
-        self.charon.log(&format!(
+        self.log(&format!(
             "connected to {} at {path}, policies handed over: {count}",
             theirs.program
         ));
         if lost > 0 {
-            self.charon.log(&format!(
+            self.log(&format!(
                 "culvert-keymgr was started anew: all {lost} SAs are lost and will be negotiated anew"
             ));
         }
@@ -208,6 +240,9 @@ impl Shared {
     fn listen(&self, mut connection: Connection) -> String {
         let deleted = self.mirror().deleted();
         for name in deleted {
+            if self.state().end {
+                break;
+            }
             // If it is not answered, the next session does it.
             let _ = self.delete_sa(&name);
         }
@@ -219,9 +254,12 @@ impl Shared {
             match connection.wait() {
                 Ok(event) => self.pass_on(&event),
                 Err(error) => {
-                    return format!(
-                        "the session with culvert-keymgr has ended: is it running? ({error})"
-                    );
+                    // Who gave it up has said why.
+                    return self.up().err().unwrap_or_else(|| {
+                        format!(
+                            "the session with culvert-keymgr has ended: is it running? ({error})"
+                        )
+                    });
                 }
             }
         }
@@ -230,7 +268,10 @@ impl Shared {
     fn expire_lost(&self) -> bool {
         let lost = self.mirror().lost();
         for name in &lost {
-            self.charon.expire(&Expired {
+            let Some(charon) = self.charon() else {
+                break;
+            };
+            charon.expire(&Expired {
                 spi: name.spi,
                 destination: name.destination,
                 hard: true,
@@ -240,17 +281,31 @@ impl Shared {
     }
 
     fn pass_on(&self, event: &Event) {
+        let Some(charon) = self.charon() else {
+            return;
+        };
         match event {
-            Event::Expired(expired) => self.charon.expire(expired),
-            Event::Moved(moved) => self.charon.moved(moved),
+            Event::Expired(expired) => charon.expire(expired),
+            Event::Moved(moved) => charon.moved(moved),
             Event::Acquire(acquire) if self.mirror().traps_any_peer(acquire.reqid) => {
-                self.charon.log(&format!(
+                charon.log(&format!(
                     "the trap with reqid {} is for any peer, and none can be started from it: name the peer in \
                      remote_addrs",
                     acquire.reqid
                 ));
             }
-            Event::Acquire(acquire) => self.charon.acquire(acquire.reqid),
+            Event::Acquire(acquire) => charon.acquire(acquire.reqid),
+        }
+    }
+
+    /// charon, until it ends: a thread that is still here then may not call what is being freed.
+    fn charon(&self) -> Option<&dyn Ears> {
+        (!self.state().end).then_some(&*self.charon)
+    }
+
+    fn log(&self, text: &str) {
+        if let Some(charon) = self.charon() {
+            charon.log(text);
         }
     }
 
