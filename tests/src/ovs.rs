@@ -289,6 +289,14 @@ impl Ovs {
         })
     }
 
+    /// What it knows of routes and neighbours, for error texts.
+    #[must_use]
+    pub fn story(&self) -> String {
+        ["ovs/route/show", "tnl/neigh/show", "dpctl/dump-flows -m"]
+            .map(|command| self.appctl(command).unwrap_or_default())
+            .join("\n")
+    }
+
     /// Waits until strongSwan has the tunnel's connections, in the version that counts how often they have changed.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use crate::charon::{Charon, Kind};
 use crate::hypervisor::{World, parts, plugin};
 use crate::ike::Auth;
 use crate::lab::{Lab, Plan, tail};
+use crate::load;
 use crate::negotiated::LIMIT;
 use crate::netns::wait_for;
 use crate::ovs::Ovs;
@@ -46,12 +47,18 @@ impl Switched {
             Ok(ovs)
         };
         let switches = [switch(0)?, switch(1)?];
-        Ok(Self {
+        let this = Self {
             switches,
             charons,
             worlds,
             lab,
+        };
+        // What does not go in clear is not Culvert's fault.
+        wait_for("Open vSwitch's tunnel in clear", LIMIT, || {
+            load::ping(&this.lab, 1).is_ok_and(|ping| ping.received == 1)
         })
+        .with_context(|| this.switches[0].story())?;
+        Ok(this)
     }
 
     /// Builds it with a pre-shared key, or another way, and starts everything.
