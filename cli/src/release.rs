@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::{ask, print, print_json};
 
 #[derive(clap::Args)]
+#[command(override_usage = "culvert release [OPTIONS] <PEER|--all>")]
 pub(crate) struct Arguments {
     /// The peer, or prefix of peers, as "culvert status" names it
     #[arg(value_name = "PEER", required_unless_present = "all", value_parser = peer)]

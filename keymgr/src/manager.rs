@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use culvert_bridge::Hello;
 use culvert_proto::channel::{Channel, ChannelError};
 use culvert_proto::message::{Changes, KeymgrReply, KeymgrRequest};
+use culvert_proto::policy::short;
 use culvert_proto::status::KeymgrStatus;
 use ipnet::IpNet;
 use log::{error, info, warn};
@@ -230,7 +231,9 @@ impl Manager {
 
     fn release(&self, which: Option<IpNet>) -> Vec<IpNet> {
         let (generation, released) = self.change(|sources| sources.charon.release(which));
-        info!("released: {released:?}");
+        for net in &released {
+            info!("released: Geneve with {} goes in clear", short(net));
+        }
         self.shared.follow(generation);
         released
     }
