@@ -6,12 +6,13 @@
 mod cases;
 mod xfrm;
 
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 use culvert_tests::lab::missing;
+use culvert_tests::netns::prepare;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::Signal;
 
@@ -54,29 +55,9 @@ fn script() -> PathBuf {
         .collect()
 }
 
-/// Why there can be no guest, if so. Fetches its kernel.
+/// Why there can be no guest, if so. Fetches its kernel. A script that is wrong is seen when the guest is entered.
 fn guest_missing() -> Option<String> {
-    /// The script's exit status for what this machine lacks; with any other, it is the script that is wrong.
-    const UNAVAILABLE: i32 = 69;
-    let output = match Command::new(script()).arg("--prepare").output() {
-        Ok(output) => output,
-        Err(error) => panic!("{}: {error}", script().display()),
-    };
-    let text = String::from_utf8_lossy(&output.stderr);
-    let why = text
-        .trim_end()
-        .lines()
-        .last()
-        .unwrap_or("it does not say why");
-    match output.status.code() {
-        Some(0) => None,
-        Some(UNAVAILABLE) => Some(why.to_owned()),
-        _ => panic!(
-            "{}: {}, {text}",
-            script().display(),
-            output.status.into_raw()
-        ),
-    }
+    prepare(&script(), &["--prepare"]).err()?.lacking()
 }
 
 /// Becomes the script that runs this program in the guest; comes back only if that fails.

@@ -13,7 +13,6 @@ use crate::ike::{Auth, Connection, Start};
 use crate::lab::{Lab, Plan, TUNNEL, WIRE};
 use crate::load::{self, Ping, Throughput};
 use crate::negotiated::Negotiated;
-use crate::netns::wait_for;
 use crate::switched::Switched;
 use crate::wire::{self, Counts};
 
@@ -77,18 +76,10 @@ impl Stage {
     fn seal(&mut self) -> Result<()> {
         match self {
             Self::File(lab) => return lab.start_culvert(),
-            Self::Strongswan(net) => {
-                for number in 0..2 {
-                    net.start_culvert(number)?;
-                    net.start_charon(number)?;
-                }
-            }
+            Self::Strongswan(net) => net.start_all()?,
             Self::Ovs(net) => net.protect(Auth::Psk)?,
         }
-        let lab = self.lab();
-        wait_for("SAs for the first packet", Duration::from_secs(30), || {
-            load::ping(lab, 1).is_ok_and(|ping| ping.received == 1)
-        })
+        load::wait_for_reply(self.lab(), Duration::from_secs(30))
     }
 
     /// The lab.

@@ -15,12 +15,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::lab::{Lab, program};
-use crate::netns::Namespace;
+use crate::netns::{Namespace, Unprepared, prepare};
 
 /// Where the mounts of a hypervisor are made, in its folder. Outside, this is an empty folder.
 const STAGE: &str = "world";
@@ -290,31 +290,19 @@ pub fn plugin() -> Result<PathBuf> {
 ///
 /// # Errors
 /// They are not to be had; the text says why.
-pub fn parts() -> Result<PathBuf> {
-    static PARTS: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let parts = PARTS.get_or_init(|| fetch(None).map_err(|error| format!("{error:#}")));
-    parts.clone().map_err(|why| anyhow!(why))
+pub fn parts() -> Result<PathBuf, Unprepared> {
+    static PARTS: OnceLock<Result<PathBuf, Unprepared>> = OnceLock::new();
+    PARTS.get_or_init(|| fetch(None)).clone()
 }
 
 /// Fetches the packages; of another suite of Debian, strongSwan's alone.
 ///
 /// # Errors
 /// They are not to be had; the text says why.
-pub fn fetch(suite: Option<&str>) -> Result<PathBuf> {
+pub fn fetch(suite: Option<&str>) -> Result<PathBuf, Unprepared> {
     let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "parts", "fetch"]
         .iter()
         .collect();
-    let output = Command::new(&script)
-        .args(suite)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| script.display().to_string())?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    let why = text
-        .trim_end()
-        .lines()
-        .last()
-        .unwrap_or("it does not say why");
-    ensure!(output.status.success(), "{why}");
-    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
+    let arguments: Vec<&str> = suite.into_iter().collect();
+    prepare(&script, &arguments).map(PathBuf::from)
 }

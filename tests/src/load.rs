@@ -33,6 +33,16 @@ pub fn ping(lab: &Lab, count: u32) -> Result<Ping> {
     run_ping(&lab.sides[0], &lab.sides[1], count, 1, 56)
 }
 
+/// Pings until a reply comes.
+///
+/// # Errors
+/// None does within `limit`.
+pub fn wait_for_reply(lab: &Lab, limit: Duration) -> Result<()> {
+    wait_for("a ping to come back", limit, || {
+        ping(lab, 1).is_ok_and(|ping| ping.received == 1)
+    })
+}
+
 /// As [`ping`], with `size` bytes behind the ICMP header.
 ///
 /// # Errors

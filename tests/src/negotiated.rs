@@ -12,6 +12,7 @@ use crate::charon::{Charon, Kind};
 use crate::hypervisor::{World, parts, plugin};
 use crate::ike::{Auth, CHILDREN, Connection, Start};
 use crate::lab::{Lab, Plan, Side, tail};
+use crate::load;
 use crate::netns::wait_for;
 
 /// Longest time until both sides have the SAs of a child.
@@ -23,10 +24,7 @@ const KNOWN: &str = "5.9.8";
 /// Why there can be no keys from this machine's strongSwan, if so.
 #[must_use]
 pub fn missing() -> Option<String> {
-    let parts = match parts() {
-        Ok(parts) => parts,
-        Err(why) => return Some(format!("{why:#}")),
-    };
+    let parts = parts().ok()?;
     // The program says its version to nobody but those who read it.
     let program = "usr/sbin/charon-systemd";
     let own = parts.join(program);
@@ -98,21 +96,45 @@ impl Negotiated {
     /// Something does not come up; the text has the logs.
     pub fn start(plan: Plan, kind: Kind, connection: &Connection) -> Result<Self> {
         let mut this = Self::new(plan, kind, connection, &[])?;
-        for number in 0..2 {
-            this.start_culvert(number)?;
-        }
-        for number in 0..2 {
-            this.start_charon(number)?;
-        }
+        this.start_all()?;
         if connection.start == [Start::None; 2] {
-            for child in CHILDREN {
-                this.charons[0].initiate_child(child)?;
-            }
-        }
-        if !connection.start.contains(&Start::Trap) {
-            this.wait_for_sas(CHILDREN.len())?;
+            this.initiate()?;
         }
         Ok(this)
+    }
+
+    /// Starts Culvert and charon on both sides.
+    ///
+    /// # Errors
+    /// Something does not come up; the text has the logs.
+    pub fn start_all(&mut self) -> Result<()> {
+        for number in 0..2 {
+            self.start_culvert(number)?;
+        }
+        for number in 0..2 {
+            self.start_charon(number)?;
+        }
+        Ok(())
+    }
+
+    /// Has a's charon make both children, and waits until both sides have the SAs.
+    ///
+    /// # Errors
+    /// They do not agree.
+    pub fn initiate(&self) -> Result<()> {
+        for child in CHILDREN {
+            self.charons[0].initiate_child(child)?;
+        }
+        self.wait_for_sas(CHILDREN.len())
+    }
+
+    /// Sends packets until one comes back, as SAs that a trap makes are there.
+    ///
+    /// # Errors
+    /// None does; the text has the logs.
+    pub fn first_packet(&self) -> Result<()> {
+        load::wait_for_reply(&self.lab, LIMIT)
+            .with_context(|| format!("{}\n{}", self.logs(0), self.logs(1)))
     }
 
     /// Starts both of Culvert's daemons on a side, without static keys.

@@ -44,6 +44,63 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Why a script could not prepare what it prepares.
+#[derive(Clone, Debug)]
+pub struct Unprepared {
+    why: String,
+    lacking: bool,
+}
+
+impl Unprepared {
+    /// What this machine lacks, if that is it. Else the script is wrong, which is no reason to skip anything.
+    #[must_use]
+    pub fn lacking(&self) -> Option<String> {
+        self.lacking.then(|| self.why.clone())
+    }
+}
+
+impl std::fmt::Display for Unprepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for Unprepared {}
+
+/// Runs a script of the tests' that prepares something, and returns what it prints.
+///
+/// # Errors
+/// It does not.
+pub fn prepare(script: &Path, arguments: &[&str]) -> Result<String, Unprepared> {
+    /// Its exit status for what the machine lacks.
+    const UNAVAILABLE: i32 = 69;
+    let failed = |why: String| Unprepared {
+        why: format!("{}: {why}", script.display()),
+        lacking: false,
+    };
+    let output = Command::new(script)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| failed(error.to_string()))?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(0) => Ok(String::from_utf8_lossy(&output.stdout)
+            .trim_end()
+            .to_owned()),
+        Some(UNAVAILABLE) => Err(Unprepared {
+            why: text
+                .trim_end()
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .to_owned(),
+            lacking: true,
+        }),
+        _ => Err(failed(format!("{}, {text}", output.status))),
+    }
+}
+
 /// Runs `ip` with the words of `arguments`.
 ///
 /// # Errors

@@ -48,10 +48,7 @@ impl Switched {
     }
 
     fn wait_for_clear(&self) -> Result<()> {
-        wait_for("Open vSwitch's tunnel in clear", PATIENCE, || {
-            load::ping(&self.lab, 1).is_ok_and(|ping| ping.received == 1)
-        })
-        .with_context(|| self.switches[0].story())
+        load::wait_for_reply(&self.lab, PATIENCE).with_context(|| self.switches[0].story())
     }
 
     fn build(plan: Plan) -> Result<Self> {

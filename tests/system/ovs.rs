@@ -20,8 +20,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
 
 /// Geneve flows between ports of br-int, and nothing of it is in clear.
 fn flows(net: &Switched) -> Result<()> {
-    let back = || load::ping(&net.lab, 1).is_ok_and(|ping| ping.received == 1);
-    wait_for("a ping to come back", LIMIT, back).with_context(|| story(net))?;
+    load::wait_for_reply(&net.lab, LIMIT).with_context(|| story(net))?;
     take_counts(&net.lab.underlay)?;
     nothing_lost(net, 100)?;
     let counts = take_counts(&net.lab.underlay)?;

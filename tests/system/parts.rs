@@ -30,7 +30,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
 
 /// Why they are not to be had, if so. Fetches them.
 pub(crate) fn missing() -> Option<String> {
-    parts().err().map(|why| format!("{why:#}"))
+    parts().err()?.lacking()
 }
 
 fn worlds(lab: &Lab) -> Result<[World; 2]> {

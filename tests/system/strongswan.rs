@@ -1,8 +1,9 @@
 //! Keys from strongSwan: what two charons negotiate is what goes over the wire, and what they cannot is said.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use culvert_proto::sa::{Action, Direction};
 use culvert_proto::status::SaStatus;
 use culvert_tests::charon::Kind;
@@ -11,6 +12,7 @@ use culvert_tests::lab::{Plan, culvert};
 use culvert_tests::load;
 use culvert_tests::negotiated::{LIMIT, Negotiated};
 use culvert_tests::netns::{run, wait_for};
+use culvert_tests::udp::{self, Flow, Stream};
 use culvert_tests::wire::take_counts;
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
@@ -58,15 +60,40 @@ fn negotiates() -> Result<()> {
     };
     let net = Negotiated::start(Plan::default(), Kind::Systemd, &connection)?;
     flows(&net)?;
-    let before = usage(&net)?;
+    let [before, _] = usage(&net)?;
     let sent = load::iperf(&net.lab, 2)?;
-    let after = usage(&net)?;
+    load::connections_end(&net.lab)?;
+    let [after, packets] = usage(&net)?;
     // What iperf3 says that arrived, and some headers on top of it.
     let bytes = sent.gbit_per_s * 1e9 / 8.0 * sent.seconds;
     let counted = after - before;
     ensure!(
         counted > bytes && counted < bytes * 1.15,
         "iperf3: {bytes} bytes, swanctl --list-sas: {counted}"
+    );
+    // Of numbered packets, each is one in the list, too.
+    let [a, b] = &net.lab.sides;
+    let stream = Stream {
+        from: a,
+        to: b,
+        rate: 2000,
+    };
+    let end = AtomicBool::new(false);
+    let flows = std::thread::scope(|scope| {
+        let load = scope.spawn(|| udp::run(&[stream], &end));
+        std::thread::sleep(Duration::from_secs(1));
+        end.store(true, Ordering::Relaxed);
+        load.join()
+    });
+    let flows = flows.map_err(|_| anyhow!("it panicked"))??;
+    let [_, listed] = usage(&net)?;
+    ensure!(flows.iter().all(Flow::whole), "{flows:?}");
+    #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+    let sent = flows[0].sent as f64;
+    ensure!(
+        listed - packets == sent,
+        "{sent} sent, {} listed",
+        listed - packets
     );
     // One screen says who protects it, and whose keys they are.
     let text = run(&mut culvert(&net.lab.sides[0], &["status"])?)?;
@@ -85,19 +112,26 @@ fn negotiates() -> Result<()> {
     Ok(())
 }
 
-/// Bytes that a's charon lists as sent, over all SAs.
-fn usage(net: &Negotiated) -> Result<f64> {
+/// Bytes and packets that a's charon lists as sent, over all SAs.
+fn usage(net: &Negotiated) -> Result<[f64; 2]> {
     let text = net.charons[0].swanctl(&["--list-sas"])?;
-    let out = text.lines().filter(|line| line.trim().starts_with("out "));
-    let bytes = out.map(|line| {
+    let out: Vec<&str> = text
+        .lines()
+        .filter(|line| line.trim().starts_with("out "))
+        .collect();
+    ensure!(out.len() == CHILDREN.len(), "{text}");
+    let mut sums = [0.0; 2];
+    for line in out {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let at = words.iter().position(|word| *word == "bytes,");
-        let number = at.and_then(|at| words.get(at - 1)).context("no bytes")?;
-        Ok(number.parse::<f64>()?)
-    });
-    let bytes: Vec<f64> = bytes.collect::<Result<_>>()?;
-    ensure!(bytes.len() == CHILDREN.len(), "{text}");
-    Ok(bytes.iter().sum())
+        for (sum, unit) in sums.iter_mut().zip(["bytes", "packets"]) {
+            let at = words
+                .iter()
+                .position(|word| word.trim_end_matches(',') == unit);
+            let number = at.and_then(|at| words.get(at - 1)).context("no number")?;
+            *sum += number.parse::<f64>()?;
+        }
+    }
+    Ok(sums)
 }
 
 fn self_signed() -> Result<()> {
@@ -154,14 +188,8 @@ fn follows_a_peer_behind_nat() -> Result<()> {
     };
     let mut net = Negotiated::new(plan, Kind::Systemd, &connection, &[])?;
     crate::lives::nat(&net.lab, 40_001)?;
-    for number in 0..2 {
-        net.start_culvert(number)?;
-        net.start_charon(number)?;
-    }
-    for child in CHILDREN {
-        net.charons[0].initiate_child(child)?;
-    }
-    net.wait_for_sas(CHILDREN.len())?;
+    net.start_all()?;
+    net.initiate()?;
     let all_to = |port: u16| {
         net.sas(1, Direction::Out).is_ok_and(|sas| {
             let ports = |sa: &SaStatus| {
@@ -282,6 +310,9 @@ fn what_is_not_served_is_said() -> Result<()> {
     let text = log(&net, 0, "charon.log");
     ensure!(text.contains("culvert-keymgr is not reachable"), "{text}");
     ensure!(text.contains("is it running"), "{text}");
+    let output = culvert(&net.lab.sides[0], &["status"])?.output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(text.contains("culvert-keymgr is not running"), "{text}");
 
     // Without a datapath.
     for number in 0..2 {
@@ -315,10 +346,7 @@ fn what_is_not_served_is_said() -> Result<()> {
         net.lab.start_datapath(number)?;
         net.lab.wait_for_protection(number)?;
     }
-    for child in CHILDREN {
-        net.charons[0].initiate_child(child)?;
-    }
-    net.wait_for_sas(CHILDREN.len())?;
+    net.initiate()?;
     flows(&net)
 }
 
@@ -332,14 +360,8 @@ fn keys_agree_and_are_in_no_log() -> Result<()> {
         &[("chd", 4), ("knl", 4)],
     )?;
     net.lab.log_level("trace");
-    for number in 0..2 {
-        net.start_culvert(number)?;
-        net.start_charon(number)?;
-    }
-    for child in CHILDREN {
-        net.charons[0].initiate_child(child)?;
-    }
-    net.wait_for_sas(CHILDREN.len())?;
+    net.start_all()?;
+    net.initiate()?;
     flows(&net)?;
     let keys = |number: usize| -> Result<Vec<String>> {
         let text = std::fs::read_to_string(net.charons[number].log())?;

@@ -8,7 +8,6 @@ use culvert_tests::charon::Kind;
 use culvert_tests::hypervisor::{World, fetch, plugin};
 use culvert_tests::ike::{Auth, Connection};
 use culvert_tests::lab::{Lab, Plan, culvert};
-use culvert_tests::load;
 use culvert_tests::negotiated::{LIMIT, Negotiated};
 use culvert_tests::netns::wait_for;
 
@@ -38,7 +37,7 @@ const SUITE: &str = "trixie";
 
 /// Why it is not to be had, if so. Fetches it.
 pub(crate) fn other_version_missing() -> Option<String> {
-    fetch(Some(SUITE)).err().map(|why| format!("{why:#}"))
+    fetch(Some(SUITE)).err()?.lacking()
 }
 
 /// A configuration as side `number` has it: that of the page is 192.0.2.1's, "on 192.0.2.2 the addresses are exchanged".
@@ -89,14 +88,8 @@ fn documented_ipsec_conf() -> Result<()> {
 }
 
 fn works(mut net: Negotiated) -> Result<()> {
-    for number in 0..2 {
-        net.start_culvert(number)?;
-        net.start_charon(number)?;
-    }
-    wait_for("a ping to come back", LIMIT, || {
-        load::ping(&net.lab, 1).is_ok_and(|ping| ping.received == 1)
-    })
-    .with_context(|| net.logs(0))?;
+    net.start_all()?;
+    net.first_packet()?;
     flows(&net)
 }
 

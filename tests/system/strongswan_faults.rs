@@ -50,10 +50,7 @@ fn under_load(
     fault: impl Fn(&mut Negotiated) -> Result<()>,
 ) -> Result<()> {
     let mut net = Negotiated::start(Plan::default(), Kind::Systemd, connection)?;
-    wait_for("a ping to come back", LIMIT, || {
-        load::ping(&net.lab, 1).is_ok_and(|ping| ping.received == 1)
-    })
-    .with_context(|| net.logs(0))?;
+    net.first_packet()?;
     flows(&net)?;
     take_counts(&net.lab.underlay)?;
     let captures =
@@ -172,12 +169,9 @@ fn dead_peer() -> Result<()> {
             "/etc/strongswan.d/zz-patience.conf",
             "charon {\n  retransmit_tries = 1\n  retransmit_timeout = 1\n}\n",
         )?;
-        net.start_culvert(number)?;
-        net.start_charon(number)?;
     }
-    wait_for("a ping to come back", LIMIT, || {
-        load::ping(&net.lab, 1).is_ok_and(|ping| ping.received == 1)
-    })?;
+    net.start_all()?;
+    net.first_packet()?;
     flows(&net)?;
     take_counts(&net.lab.underlay)?;
     net.charons[1].kill()?;
@@ -193,10 +187,7 @@ fn dead_peer() -> Result<()> {
     ensure!(ping.received == 0, "{ping:?}");
     net.start_culvert(1)?;
     net.start_charon(1)?;
-    wait_for("a ping to come back", LIMIT, || {
-        load::ping(&net.lab, 1).is_ok_and(|ping| ping.received == 1)
-    })
-    .with_context(|| format!("{}\n{}", net.logs(0), net.logs(1)))?;
+    net.first_packet()?;
     let counts = take_counts(&net.lab.underlay)?;
     ensure!(counts.plaintext_geneve.packets == 0, "{counts:?}");
     flows(&net)

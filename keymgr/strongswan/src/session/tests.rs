@@ -220,6 +220,16 @@ fn home() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// Both sides with a session between them: the folder of the socket, the key manager, charon, the session's connection.
+fn connected() -> (tempfile::TempDir, There, Here, Connection) {
+    let home = home();
+    let there = There::new(home.path());
+    let here = Here::new(home.path());
+    let (session, _) = there.begin(7);
+    here.hear_log(&["connected"]);
+    (home, there, here, session)
+}
+
 #[test]
 fn calls_are_asked_and_answered() {
     let home = home();
@@ -270,11 +280,7 @@ fn calls_are_asked_and_answered() {
 
 #[test]
 fn policies_are_sent_once_and_again_with_the_next_session() {
-    let home = home();
-    let there = There::new(home.path());
-    let here = Here::new(home.path());
-    let (first, _) = there.begin(7);
-    here.hear_log(&["connected"]);
+    let (home, there, here, first) = connected();
     let session = &here.session;
 
     let (request, _) = there.answer(&Reply::Done, || session.add_policy(&policy(1)));
@@ -340,11 +346,7 @@ fn events_reach_charon() {
 
 #[test]
 fn sas_are_expired_when_the_key_manager_is_another_one() {
-    let home = home();
-    let there = There::new(home.path());
-    let here = Here::new(home.path());
-    let (first, _) = there.begin(7);
-    here.hear_log(&["connected"]);
+    let (home, there, here, first) = connected();
     let session = &here.session;
     for spi in [1, 2] {
         there.answer(&Reply::Done, || session.add_sa(sa(spi)));

@@ -50,11 +50,7 @@ fn the_end_does_not_wait_for_a_silent_key_manager() {
 
 #[test]
 fn one_call_waits_for_a_key_manager_that_hangs() {
-    let home = home();
-    let there = There::new(home.path());
-    let here = Here::new(home.path());
-    let (_session, _) = there.begin(7);
-    here.hear_log(&["connected"]);
+    let (_home, there, here, _session) = connected();
     let session = &here.session;
     thread::scope(|scope| {
         let call = scope.spawn(|| session.add_sa(sa(1)));
