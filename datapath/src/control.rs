@@ -344,6 +344,7 @@ fn converse(mut channel: Channel, control: &Mutex<Control>) -> Result<(), Channe
         }
         let mut control = lock(control);
         let reply = match request {
+            DatapathRequest::End => DatapathReply::Refused("not yet".to_owned()),
             DatapathRequest::Hello(_) | DatapathRequest::Events(_) => {
                 return Err(ChannelError::Unexpected);
             }

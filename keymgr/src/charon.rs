@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use culvert_bridge::records::SaUpdate;
 use culvert_bridge::{Event, Hello, Kind, Policy, Sa, SaName};
-use culvert_proto::policy::{Action, Geneve, PolicySpec, Selector};
+use culvert_proto::policy::{Action, Geneve, Mode, Place, PolicySpec, Selector};
 use culvert_proto::sa::{Direction, SaId, SaSpec, Spi};
 use culvert_proto::status::{CharonStatus, TunnelStatus};
 use ipnet::IpNet;
@@ -477,6 +477,9 @@ fn tunnel(selector: Selector, source: &str) -> TunnelStatus {
         ike_peer: None,
         reqid: None,
         trap: false,
+        mode: Mode::default(),
+        place: Place::Culvert,
+        why: None,
     }
 }
 

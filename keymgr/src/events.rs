@@ -79,6 +79,6 @@ fn tell(event: &Event) {
             std::net::SocketAddr::new(*address, *port)
         ),
         // The status has it, with what is missing.
-        Event::Wanted { .. } => {}
+        Event::Wanted { .. } | Event::Leaving => {}
     }
 }

@@ -8,7 +8,7 @@ use culvert_bridge::Hello;
 use culvert_proto::channel::{Channel, ChannelError};
 use culvert_proto::message::{Changes, KeymgrReply, KeymgrRequest};
 use culvert_proto::policy::short;
-use culvert_proto::status::KeymgrStatus;
+use culvert_proto::status::{Handovers, KeymgrStatus};
 use ipnet::IpNet;
 use log::{error, info, warn};
 
@@ -264,6 +264,11 @@ impl Manager {
             tunnels: inner.tunnels.clone(),
             held,
             charon_refused,
+            drained: false,
+            kernel_problem: None,
+            kernel_sas: Vec::new(),
+            kernel_policies: Vec::new(),
+            handovers: Handovers::default(),
         }
     }
 
@@ -273,6 +278,9 @@ impl Manager {
         while let Some(request) = channel.receive()? {
             let reply = match request {
                 KeymgrRequest::Hello(_) => return Err(ChannelError::Unexpected),
+                KeymgrRequest::Drain | KeymgrRequest::Resume | KeymgrRequest::End => {
+                    KeymgrReply::Refused("not yet".to_owned())
+                }
                 KeymgrRequest::Status => KeymgrReply::Status(Box::new(self.status())),
                 KeymgrRequest::Release(which) => KeymgrReply::Released(self.release(which)),
                 KeymgrRequest::Reload => match self.load() {

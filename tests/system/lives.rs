@@ -38,7 +38,7 @@ fn expired(wanted_hard: bool, wanted_limit: Limit) -> impl Fn(&Event) -> bool {
         Event::Expired { sa, hard, limit } => {
             sa.spi.get() == 0x1001 && *hard == wanted_hard && *limit == wanted_limit
         }
-        Event::Moved { .. } | Event::Wanted { .. } => false,
+        Event::Moved { .. } | Event::Wanted { .. } | Event::Leaving => false,
     }
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn nat(lab: &Lab, port: u16) -> Result<()> {
 fn moved(wanted: u16) -> impl Fn(&Event) -> bool {
     move |event| match event {
         Event::Moved { address, port, .. } => *port == wanted && address.to_string() == "192.0.2.1",
-        Event::Expired { .. } | Event::Wanted { .. } => false,
+        Event::Expired { .. } | Event::Wanted { .. } | Event::Leaving => false,
     }
 }
 

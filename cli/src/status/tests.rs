@@ -1,10 +1,10 @@
 use super::*;
 use culvert_proto::message::Changes;
 use culvert_proto::sa::{
-    Action, Cipher, Direction, Geneve, Lifetime, SaId, Selector, Spi, UdpEncapsulation,
+    Action, Cipher, Direction, Geneve, Lifetime, Mode, Place, SaId, Selector, Spi, UdpEncapsulation,
 };
 use culvert_proto::status::{
-    CharonStatus, PolicyStatus, PortStatus, SaStatus, TunnelStatus, WorkerStatus,
+    CharonStatus, Handovers, PolicyStatus, PortStatus, SaStatus, TunnelStatus, WorkerStatus,
 };
 
 fn sa(spi: u32, direction: Direction, sequence: u64, esn: bool) -> SaStatus {
@@ -107,6 +107,11 @@ fn keymgr() -> KeymgrStatus {
         tunnels: Vec::new(),
         held: Vec::new(),
         charon_refused: std::collections::BTreeMap::new(),
+        drained: false,
+        kernel_problem: None,
+        kernel_sas: Vec::new(),
+        kernel_policies: Vec::new(),
+        handovers: Handovers::default(),
     }
 }
 
@@ -233,6 +238,9 @@ fn negotiated(host: u8, geneve: Geneve, outbound: Option<u32>) -> (PolicyStatus,
         ike_peer: Some([192, 0, 2, host].into()),
         reqid: Some(7),
         trap: true,
+        mode: Mode::default(),
+        place: Place::Culvert,
+        why: None,
     };
     (policy, tunnel)
 }

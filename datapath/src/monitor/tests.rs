@@ -58,7 +58,7 @@ fn told(
         .into_iter()
         .filter_map(|event| match event {
             Event::Expired { hard, limit, .. } => Some((hard, limit)),
-            Event::Moved { .. } | Event::Wanted { .. } => None,
+            Event::Moved { .. } | Event::Wanted { .. } | Event::Leaving => None,
         })
         .collect()
 }

@@ -33,6 +33,8 @@ pub enum Event {
         /// The policy.
         selector: Selector,
     },
+    /// This datapath is about to end: who takes over for it should do so now.
+    Leaving,
 }
 
 /// A limit of an SA.

@@ -31,6 +31,8 @@ pub enum DatapathRequest {
     /// Events after the one with that number; 0: all that are remembered. Answered by `Events`, at once if
     /// there are any, else when there are, but within a second.
     Events(u64),
+    /// End, as by SIGTERM. Answered by `Done`.
+    End,
 }
 
 /// From the datapath.
@@ -80,6 +82,12 @@ pub enum KeymgrRequest {
     /// Let go of peers that are held: Geneve to them is in clear then, unless other policies say otherwise. `None`:
     /// all of them. Answered by `Released`.
     Release(Option<IpNet>),
+    /// Hand everything over to the kernel's IPsec, until `Resume`. Answered by `Done` when it is, or `Refused`.
+    Drain,
+    /// Let the datapath serve again. Answered by `Done` when it does, or `Refused`.
+    Resume,
+    /// End, as by SIGTERM. Answered by `Done`.
+    End,
 }
 
 /// From the key manager.
@@ -95,6 +103,8 @@ pub enum KeymgrReply {
     Status(Box<KeymgrStatus>),
     /// Let go of these.
     Released(Vec<IpNet>),
+    /// Done.
+    Done,
 }
 
 /// What a reload changed.

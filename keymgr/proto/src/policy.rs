@@ -152,6 +152,57 @@ impl Action {
     }
 }
 
+/// Who may serve a policy that protects.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Culvert, and the kernel's IPsec whenever Culvert cannot.
+    #[default]
+    PreferCulvert,
+    /// The kernel's IPsec alone.
+    KernelOnly,
+    /// Culvert alone: whenever it cannot, packets are dropped.
+    CulvertOnly,
+}
+
+impl Mode {
+    /// The name in configurations and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PreferCulvert => "prefer-culvert",
+            Self::KernelOnly => "kernel-only",
+            Self::CulvertOnly => "culvert-only",
+        }
+    }
+}
+
+/// Who serves a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// Culvert's workers.
+    Culvert,
+    /// The kernel's IPsec.
+    Kernel,
+    /// Nobody: packets are dropped.
+    Nobody,
+}
+
+impl Place {
+    /// The name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Culvert => "culvert",
+            Self::Kernel => "kernel",
+            Self::Nobody => "nobody",
+        }
+    }
+}
+
 /// One policy. Of those whose selectors a packet matches, the one with the lowest order counts; of these, the
 /// one with the smaller selector.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

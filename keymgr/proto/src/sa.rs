@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 pub use crate::cipher::{Algorithm, Cipher, SALT_LENGTH};
-pub use crate::policy::{Action, Geneve, PolicySpec, Selector, VniRange};
+pub use crate::policy::{Action, Geneve, Mode, Place, PolicySpec, Selector, VniRange};
 
 /// Security Parameters Index, 256 and above (RFC 4303 §2.1: 0 is for local use, 1–255 are reserved).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
 use crate::message::Changes;
+use crate::policy::{Mode, Place};
 use crate::sa::{Action, Cipher, Direction, Lifetime, Selector, Spi, UdpEncapsulation};
 
 /// State of the datapath.
@@ -167,6 +168,48 @@ pub struct KeymgrStatus {
     pub held: Vec<IpNet>,
     /// What a charon wanted and did not get, by the peer: the last of each.
     pub charon_refused: BTreeMap<String, String>,
+    /// Whether `culvert drain` has handed everything over to the kernel.
+    pub drained: bool,
+    /// Why the kernel's IPsec could not stand in, if it could not.
+    pub kernel_problem: Option<String>,
+    /// SAs that the kernel serves.
+    pub kernel_sas: Vec<KernelSaStatus>,
+    /// Policies that the kernel serves beside the tunnels: what is not Geneve.
+    pub kernel_policies: Vec<String>,
+    /// Times that SAs went from the datapath to the kernel, and back.
+    pub handovers: Handovers,
+}
+
+/// How often SAs changed hands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handovers {
+    /// Times that the kernel has taken over.
+    pub to_kernel: u64,
+    /// Times that the datapath has.
+    pub to_culvert: u64,
+    /// Milliseconds that the last one took, from when it was begun.
+    pub last_milliseconds: u64,
+}
+
+/// An SA that the kernel serves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelSaStatus {
+    /// Direction.
+    pub direction: Direction,
+    /// SPI.
+    pub spi: Spi,
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Algorithms, as the kernel calls them.
+    pub algorithm: String,
+    /// Packets sealed or opened, also by the datapath before.
+    pub packets: u64,
+    /// Bytes sealed or opened, also by the datapath before.
+    pub bytes: u64,
+    /// Outbound: the last number used. Inbound: the highest one authenticated.
+    pub sequence: u64,
 }
 
 /// A charon.
@@ -195,4 +238,10 @@ pub struct TunnelStatus {
     pub reqid: Option<u32>,
     /// Whether a first packet starts the negotiation.
     pub trap: bool,
+    /// Who may serve it.
+    pub mode: Mode,
+    /// Who serves it.
+    pub place: Place,
+    /// Why it is not the datapath, or why it is nobody.
+    pub why: Option<String>,
 }

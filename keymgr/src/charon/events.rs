@@ -40,6 +40,7 @@ impl Charon {
                 }
                 None
             }
+            event::Event::Leaving => None,
         };
         if let Some(event) = told {
             self.tell(event);

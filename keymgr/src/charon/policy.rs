@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use culvert_bridge::records::PolicyName;
 use culvert_bridge::{Direction as Way, Kind, Policy, Priority, TrafficSelector};
-use culvert_proto::policy::{Action, Geneve, PolicySpec, Selector};
+use culvert_proto::policy::{Action, Geneve, Mode, Place, PolicySpec, Selector};
 use culvert_proto::sa::{Direction, SaId, SaSpec, Spi};
 use culvert_proto::status::TunnelStatus;
 use ipnet::IpNet;
@@ -217,6 +217,9 @@ impl Group<'_> {
             ike_peer: None,
             reqid: None,
             trap: all().any(|policy| trap(&policy)),
+            mode: Mode::default(),
+            place: Place::Culvert,
+            why: None,
         };
         let action = if kinds().any(|kind| kind == Kind::Protect) {
             // Charon asks by the reqid of the trap.
