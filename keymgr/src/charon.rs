@@ -27,13 +27,17 @@ use std::time::{Duration, Instant};
 use culvert_bridge::records::SaUpdate;
 use culvert_bridge::{Event, Hello, Kind, Policy, Sa, SaName};
 use culvert_proto::policy::{Action, Geneve, Mode, Place, PolicySpec, Selector};
-use culvert_proto::sa::{Direction, SaId, SaSpec, Spi};
+use culvert_proto::sa::{Direction, SaId, SaSpec, Spi, StateRef, UdpEncapsulation};
 use culvert_proto::status::{CharonStatus, TunnelStatus};
+use culvert_state::region::Fingerprint;
 use ipnet::IpNet;
 use log::{info, warn};
 
 use self::guard::Guard;
 use self::leaving::{Entry, is_trap};
+use crate::goal::{Goal, KernelOnly};
+use crate::kernel::{KernelPolicy, KernelSa};
+use crate::keys;
 use crate::spi;
 use crate::state::State;
 use crate::wanted::Wanted;
@@ -55,10 +59,19 @@ impl NotServed {
     }
 }
 
+/// An SA that charon has installed, by whom it can be served.
+#[derive(Clone, Debug)]
+enum Served {
+    /// By Culvert.
+    Culvert(SaSpec),
+    /// By the kernel only.
+    Kernel(KernelOnly),
+}
+
 /// An SA that charon has installed.
 #[derive(Clone, Debug)]
 struct Installed {
-    spec: SaSpec,
+    served: Served,
     reqid: u32,
     /// The lifetime that it has reached: true for the hard one.
     reached: Option<bool>,
@@ -67,6 +80,56 @@ struct Installed {
     last_use: u64,
     /// Until when it stays although charon has removed it.
     leaves: Option<Instant>,
+}
+
+impl Installed {
+    fn id(&self) -> SaId {
+        match &self.served {
+            Served::Culvert(spec) => spec.id,
+            Served::Kernel(only) => only.sa.id,
+        }
+    }
+
+    fn source(&self) -> IpAddr {
+        match &self.served {
+            Served::Culvert(spec) => spec.source,
+            Served::Kernel(only) => only.sa.source,
+        }
+    }
+
+    fn state(&self) -> StateRef {
+        match &self.served {
+            Served::Culvert(spec) => spec.state,
+            Served::Kernel(only) => only.state,
+        }
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        match &self.served {
+            Served::Culvert(spec) => keys::fingerprint(spec),
+            Served::Kernel(only) => only.sa.fingerprint(),
+        }
+    }
+
+    /// Gives it other ends.
+    fn move_to(
+        &mut self,
+        source: IpAddr,
+        destination: IpAddr,
+        encapsulation: Option<UdpEncapsulation>,
+    ) {
+        match &mut self.served {
+            Served::Culvert(spec) => {
+                (spec.source, spec.id.destination) = (source, destination);
+                spec.encapsulation = encapsulation;
+            }
+            Served::Kernel(only) => {
+                (only.sa.source, only.sa.id.destination) = (source, destination);
+                only.sa.encapsulation =
+                    encapsulation.map(|ports| (ports.source_port, ports.destination_port));
+            }
+        }
+    }
 }
 
 /// The charon that is, or was last, connected.
@@ -90,6 +153,10 @@ pub(crate) struct Charon {
     /// In the order of their installation.
     policies: Vec<Entry>,
     guard: Guard,
+    /// Policies for what is not Geneve, which the kernel serves, as charon has them.
+    others: Vec<(Policy, KernelPolicy)>,
+    /// Whether the kernel can stand in, or why not.
+    pub(crate) kernel: Result<(), String>,
     /// SPIs for inbound SAs that are to come.
     reserved: HashMap<SaId, Instant>,
     /// When charon was asked for SAs, by reqid.
@@ -107,6 +174,8 @@ impl Charon {
             sas: BTreeMap::new(),
             policies: Vec::new(),
             guard: Guard::open(run.join("held"))?,
+            others: Vec::new(),
+            kernel: Err("it was not asked yet".to_owned()),
             reserved: HashMap::new(),
             asked: HashMap::new(),
             refused: BTreeMap::new(),
@@ -134,6 +203,7 @@ impl Charon {
             self.refused.clear();
         }
         self.policies.clear();
+        self.others.clear();
         for policy in policies {
             let remote = policy::remote(&policy);
             // Why, is in the log and in the status. Charon takes it that it is protected: nothing goes in clear.
@@ -231,17 +301,22 @@ impl Charon {
     }
 
     fn try_add_sa(&mut self, sa: &Sa, state: &mut State, file: &Wanted) -> Result<SaId, NotServed> {
-        let mut spec = sa::accept(sa)?;
-        if self.sas.contains_key(&spec.id) || file.sas.contains_key(&spec.id) {
+        let mut served = self.accept(sa)?;
+        let id = match &served {
+            Served::Culvert(spec) => spec.id,
+            Served::Kernel(only) => only.sa.id,
+        };
+        if self.sas.contains_key(&id) || file.sas.contains_key(&id) {
             return Err(NotServed::new("there is one of this name already"));
         }
-        state
-            .claim_fresh(&mut spec)
-            .map_err(|error| NotServed(format!("{error:#}")))?;
-        self.reserved.remove(&spec.id);
-        let id = spec.id;
+        match &mut served {
+            Served::Culvert(spec) => state.claim_fresh(spec),
+            Served::Kernel(only) => state.claim_for_kernel(only),
+        }
+        .map_err(|error| NotServed(format!("{error:#}")))?;
+        self.reserved.remove(&id);
         let installed = Installed {
-            spec,
+            served,
             reqid: sa.reqid,
             reached: None,
             packets: 0,
@@ -250,6 +325,28 @@ impl Charon {
         };
         self.sas.insert(id, installed);
         Ok(id)
+    }
+
+    /// Who can serve an SA: Culvert, or else the kernel.
+    fn accept(&self, sa: &Sa) -> Result<Served, NotServed> {
+        let NotServed(why) = match sa::accept(sa) {
+            Ok(spec) => return Ok(Served::Culvert(spec)),
+            Err(why) => why,
+        };
+        let unable = |problem: &str| {
+            NotServed(format!("{why}; and the kernel cannot stand in: {problem}"))
+        };
+        self.kernel.clone().map_err(|problem| unable(&problem))?;
+        let kernel_sa = KernelSa::of_charon(sa).map_err(|problem| unable(&problem))?;
+        let state = StateRef {
+            offset: 0,
+            words: 0,
+        };
+        Ok(Served::Kernel(KernelOnly {
+            sa: kernel_sa,
+            state,
+            why,
+        }))
     }
 
     /// Notes what was refused, for the log and the status.
@@ -261,7 +358,7 @@ impl Charon {
         self.refused.insert(what.to_owned(), text.to_owned());
     }
 
-    fn find(&self, name: &SaName) -> Option<SaId> {
+    pub(crate) fn find(&self, name: &SaName) -> Option<SaId> {
         let spi = Spi::new(name.spi).ok()?;
         [Direction::In, Direction::Out]
             .map(|direction| SaId {
@@ -286,17 +383,16 @@ impl Charon {
             return None;
         }
         let mut sa = self.sas.remove(&before)?;
-        sa.spec.id = id;
-        sa.spec.source = source;
-        sa.spec.encapsulation = sa::encapsulation(
+        let encapsulation = sa::encapsulation(
             update.encapsulated,
             update.source.port(),
             update.destination.port(),
         );
+        sa.move_to(source, destination, encapsulation);
         if update.reqid != 0 {
             sa.reqid = update.reqid;
         }
-        self.sas.insert(sa.spec.id, sa);
+        self.sas.insert(id, sa);
         Some(())
     }
 
@@ -312,14 +408,14 @@ impl Charon {
         };
         if !self.lingers(&id) {
             let sa = self.sas.remove(&id)?;
-            state.retire(&sa.spec);
+            state.retire(sa.fingerprint());
         }
         Some(())
     }
 
     fn flush_sas(&mut self, state: &mut State) {
         for sa in std::mem::take(&mut self.sas).into_values() {
-            state.retire(&sa.spec);
+            state.retire(sa.fingerprint());
         }
     }
 
@@ -345,15 +441,38 @@ impl Charon {
                 }
                 Ok(())
             }
-            Err(NotServed(text)) => {
-                let text = format!("{}: {text}", policy.name);
-                self.refuse(&peer, &text);
-                Err(NotServed(text))
-            }
+            Err(NotServed(why)) => match self.for_kernel(&policy) {
+                Ok(()) => {
+                    self.refused.remove(&peer);
+                    Ok(())
+                }
+                Err(problem) => {
+                    let text = format!(
+                        "{}: {why}; and the kernel cannot stand in: {problem}",
+                        policy.name
+                    );
+                    self.refuse(&peer, &text);
+                    Err(NotServed(text))
+                }
+            },
         }
     }
 
+    /// Takes a policy for the kernel.
+    fn for_kernel(&mut self, policy: &Policy) -> Result<(), String> {
+        self.kernel.clone()?;
+        let theirs = KernelPolicy::of_charon(policy)?;
+        if !self.others.iter().any(|(other, _)| other == policy) {
+            self.others.push((policy.clone(), theirs));
+        }
+        Ok(())
+    }
+
     fn delete_policy(&mut self, policy: &Policy, state: &State) -> Option<()> {
+        if let Some(at) = self.others.iter().position(|(other, _)| other == policy) {
+            self.others.remove(at);
+            return Some(());
+        }
         let at = self.installed(policy)?;
         self.remove_policy(at, state);
         Some(())
@@ -382,25 +501,36 @@ impl Charon {
             .update(&present, taken_out && lives, Instant::now());
     }
 
-    /// Adds what charon wants to `wanted`, which has what the file wants, and says where it all comes from.
-    pub(crate) fn add_to(&self, wanted: &mut Wanted) -> Vec<TunnelStatus> {
-        let mut tunnels: Vec<TunnelStatus> = wanted
+    /// Adds what charon wants to `goal`, which has what the file wants, and says where it all comes from.
+    pub(crate) fn add_to(&self, goal: &mut Goal) -> Vec<TunnelStatus> {
+        let mut tunnels: Vec<TunnelStatus> = goal
+            .wanted
             .policies
             .keys()
             .map(|selector| tunnel(selector.clone(), "file"))
             .collect();
-        let sas = self.sas.values();
-        wanted
-            .sas
-            .extend(sas.map(|sa| (sa.spec.id, sa.spec.clone())));
+        for (id, sa) in &self.sas {
+            goal.reqids.insert(*id, sa.reqid);
+            match &sa.served {
+                Served::Culvert(spec) => {
+                    goal.wanted.sas.insert(*id, spec.clone());
+                }
+                Served::Kernel(only) => {
+                    goal.kernel_only.insert(*id, only.clone());
+                }
+            }
+        }
+        goal.others
+            .extend(self.others.iter().map(|(_, policy)| policy.clone()));
         let policies = self.policies.iter();
         let policies = policies.map(|entry| (&entry.selector, &entry.policy));
         for composed in policy::compose(policies, &self.sas) {
             // What the file has counts.
             let selector = composed.spec.selector.clone();
-            if let Vacant(place) = wanted.policies.entry(selector) {
+            if let Vacant(place) = goal.wanted.policies.entry(selector.clone()) {
                 place.insert(composed.spec);
                 tunnels.push(composed.tunnel);
+                goal.hows.entry(selector).or_default().trap = composed.trap;
             }
         }
         for net in self.guard.held() {
@@ -415,7 +545,7 @@ impl Charon {
                     inbound: Vec::new(),
                 },
             };
-            wanted.policies.entry(selector).or_insert(held);
+            goal.wanted.policies.entry(selector).or_insert(held);
         }
         tunnels
     }
@@ -456,6 +586,12 @@ impl Charon {
     /// What was refused.
     pub(crate) fn refused(&self) -> &BTreeMap<String, String> {
         &self.refused
+    }
+
+    /// Policies that are the kernel's, as people read them.
+    pub(crate) fn others(&self) -> Vec<String> {
+        let others = self.others.iter();
+        others.map(|(policy, _)| policy.name.to_string()).collect()
     }
 
     /// Who it is.

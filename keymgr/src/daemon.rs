@@ -2,14 +2,14 @@
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use culvert_proto::channel::{Listener, Lock, make_directory};
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
 use culvert_state::Region;
-use log::{info, warn};
+use log::{debug, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -17,9 +17,11 @@ use crate::charon::Charon;
 use crate::charon::listen::Bridge;
 use crate::config::{self, Config};
 use crate::events;
+use crate::kernel;
 use crate::manager::Manager;
-use crate::push;
+use crate::push::Steward;
 use crate::shared::Shared;
+use crate::stand_in::StandIn;
 use crate::state::State;
 
 /// Name and release, as greetings and reports have it.
@@ -44,6 +46,8 @@ pub struct Paths {
     pub state: PathBuf,
     /// The socket of strongSwan's plugin.
     pub bridge: PathBuf,
+    /// Where the datapath pins its eBPF maps.
+    pub pins: PathBuf,
 }
 
 /// Checks the file without using it.
@@ -73,17 +77,28 @@ pub fn run(paths: Paths) -> Result<()> {
     }
     let for_push = Region::from_fd(region.as_fd().try_clone_to_owned()?)?;
     let shared = Arc::new(Shared::new()?);
+    let for_kernel = Region::from_fd(region.as_fd().try_clone_to_owned()?)?;
+    let stand_in = StandIn::new(for_kernel, paths.pins.clone(), |key| region.knows(key));
+    let stand_in = Arc::new(Mutex::new(stand_in));
     let state = State::new(region, &paths.state)?;
-    let charon = Charon::open(&paths.run).context("peers to be held")?;
+    let mut charon = Charon::open(&paths.run).context("peers to be held")?;
+    charon.kernel = lock(&stand_in).ready();
     let [datapath, control] = [DATAPATH_SOCKET, KEYMGR_SOCKET].map(|socket| paths.run.join(socket));
     let bridge = Bridge::bind(&paths.bridge)
         .with_context(|| format!("strongSwan's socket {}", paths.bridge.display()))?;
     let bridge_path = paths.bridge.clone();
-    let manager = Arc::new(Manager::new(paths, Arc::clone(&shared), state, charon)?);
+    let steward = Steward::new(
+        Arc::clone(&shared),
+        for_push,
+        Arc::clone(&stand_in),
+        datapath.clone(),
+    );
+    let manager = Arc::new(Manager::new(paths, shared, state, charon, stand_in)?);
     manager.load_at_start()?;
 
-    let where_to = datapath.clone();
-    spawn("push", move || push::run(&shared, &for_push, &where_to))?;
+    spawn("push", move || steward.run())?;
+    let hearing = Arc::clone(&manager);
+    spawn("kernel", move || hear_kernel(&hearing))?;
     let listening = Arc::clone(&manager);
     spawn("events", move || events::run(&listening, &datapath))?;
     let ticking = Arc::clone(&manager);
@@ -113,6 +128,16 @@ pub fn run(paths: Paths) -> Result<()> {
         let _ = std::fs::remove_file(socket);
     }
     Ok(())
+}
+
+/// Hears the kernel for ever. One without XFRM has nothing to tell.
+fn hear_kernel(manager: &Manager) {
+    loop {
+        if let Err(error) = kernel::listen(|event| manager.hear_kernel(event)) {
+            debug!("events of the kernel: {error}");
+        }
+        std::thread::sleep(Duration::from_secs(10));
+    }
 }
 
 /// Connections of the control socket at once. One at a time is not enough, as a reload may wait; more than a few
@@ -146,6 +171,10 @@ fn serve(listener: &Listener, manager: &Arc<Manager>) {
             }
         }
     }
+}
+
+fn lock(stand_in: &Mutex<StandIn>) -> MutexGuard<'_, StandIn> {
+    stand_in.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A thread that nobody waits for: it ends with the process.

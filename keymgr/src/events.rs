@@ -32,6 +32,7 @@ fn listen(
     heard: &mut Option<(String, u64)>,
 ) -> Result<std::convert::Infallible, ChannelError> {
     let mut channel = Channel::connect(socket, "culvert-datapath")?;
+    let process = channel.peer_process()?;
     channel.greet::<DatapathRequest, DatapathReply>(PROGRAM)?;
     channel.send(&DatapathRequest::Status)?;
     let DatapathReply::Status(status) = channel.answer()? else {
@@ -52,9 +53,10 @@ fn listen(
             warn!("{} events of the datapath were lost", events.lost);
         }
         for event in events.list {
-            if !manager.alter(|sources| sources.charon.hear(&event)) {
-                tell(&event);
-                manager.shared.heard(event);
+            if event == Event::Leaving {
+                manager.shared.leaves(process);
+            } else {
+                manager.hear(event);
             }
         }
         last = events.last;
@@ -62,7 +64,8 @@ fn listen(
     }
 }
 
-fn tell(event: &Event) {
+/// Tells of what nobody else is told of.
+pub(crate) fn tell(event: &Event) {
     match event {
         Event::Expired { sa, hard, limit } => warn!(
             "{sa} has reached its {} lifetime ({}): {} give it a new key on both hosts",

@@ -24,6 +24,9 @@ struct Arguments {
     /// Where strongSwan's plugin finds us
     #[arg(long, value_name = "SOCKET", default_value = culvert_bridge::SOCKET)]
     bridge: PathBuf,
+    /// Where the datapath pins its eBPF maps: `pins` of its settings
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/culvert")]
+    pins: PathBuf,
     /// Check the file and end
     #[arg(long)]
     check: bool,
@@ -66,6 +69,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         config: path,
         config_may_be_missing,
         bridge: arguments.bridge,
+        pins: arguments.pins,
         run: arguments.run_dir,
         state: arguments.state_dir,
     })

@@ -1,23 +1,33 @@
 //! The sources of keys and what is made of them: the file and charon side by side, one lock round both.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use culvert_bridge::Hello;
 use culvert_proto::channel::{Channel, ChannelError};
+use culvert_proto::event::{Event, Limit};
 use culvert_proto::message::{Changes, KeymgrReply, KeymgrRequest};
-use culvert_proto::policy::short;
-use culvert_proto::status::{Handovers, KeymgrStatus};
+use culvert_proto::policy::{Mode, Selector, short};
+use culvert_proto::sa::SaId;
+use culvert_proto::status::KeymgrStatus;
 use ipnet::IpNet;
 use log::{error, info, warn};
 
 use crate::charon::Charon;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Fallback};
 use crate::daemon::{PROGRAM, Paths};
+use crate::events;
+use crate::goal::Goal;
+use crate::kernel::KernelEvent;
 use crate::shared::Shared;
+use crate::stand_in::StandIn;
 use crate::state::State;
 use crate::wanted::Wanted;
+
+/// How long a handover is waited for.
+const HANDOVER: Duration = Duration::from_secs(10);
 
 /// Where SAs and policies come from, and the state that they get.
 #[derive(Debug)]
@@ -25,6 +35,9 @@ pub(crate) struct Sources {
     pub(crate) state: State,
     /// What the file has.
     pub(crate) file: Wanted,
+    /// By whom its policies may be served, where it says so, and everybody else's.
+    pub(crate) modes: BTreeMap<Selector, Mode>,
+    pub(crate) fallback: Fallback,
     pub(crate) charon: Charon,
 }
 
@@ -36,6 +49,7 @@ pub(crate) struct Manager {
     instance: u64,
     pub(crate) shared: Arc<Shared>,
     sources: Mutex<Sources>,
+    stand_in: Arc<Mutex<StandIn>>,
     /// A charon that is there and cannot be served, and why.
     unserved: Mutex<Option<String>>,
 }
@@ -46,6 +60,7 @@ impl Manager {
         shared: Arc<Shared>,
         state: State,
         charon: Charon,
+        stand_in: Arc<Mutex<StandIn>>,
     ) -> Result<Self> {
         let mut instance = [0; 8];
         aws_lc_rs::rand::fill(&mut instance).context("no random numbers")?;
@@ -57,8 +72,11 @@ impl Manager {
             sources: Mutex::new(Sources {
                 state,
                 file: Wanted::default(),
+                modes: BTreeMap::new(),
+                fallback: Fallback::default(),
                 charon,
             }),
+            stand_in,
             unserved: Mutex::default(),
         })
     }
@@ -66,6 +84,47 @@ impl Manager {
     /// A number of this process: its memory of keys lives as long.
     pub(crate) const fn instance(&self) -> u64 {
         self.instance
+    }
+
+    fn kernel(&self) -> MutexGuard<'_, StandIn> {
+        self.stand_in.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings up to date how much an SA was used, if the kernel has it.
+    pub(crate) fn count(&self, id: &SaId) {
+        self.kernel().count_one(id);
+    }
+
+    /// What the kernel tells of its own accord.
+    pub(crate) fn hear_kernel(&self, event: KernelEvent) {
+        match event {
+            KernelEvent::Expired { sa, hard } => {
+                self.kernel().expired(&sa, hard);
+                let event = Event::Expired {
+                    sa,
+                    hard,
+                    limit: Limit::Kernel,
+                };
+                self.hear(event);
+            }
+            KernelEvent::Acquire { reqid, .. } => {
+                self.alter(|sources| sources.charon.acquire(reqid));
+            }
+            KernelEvent::Mapping { sa, remote } => self.hear(Event::Moved {
+                sa,
+                address: remote.ip(),
+                port: remote.port(),
+            }),
+            KernelEvent::Lost => warn!("events of the kernel were lost"),
+        }
+    }
+
+    /// Passes an event on to charon, if it is about what charon has installed, else to whoever reads log and status.
+    pub(crate) fn hear(&self, event: Event) {
+        if !self.alter(|sources| sources.charon.hear(&event)) {
+            events::tell(&event);
+            self.shared.heard(event);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Sources> {
@@ -114,9 +173,17 @@ impl Manager {
     }
 
     fn publish(&self, sources: &mut Sources) -> u64 {
-        let mut wanted = sources.file.clone();
-        let tunnels = sources.charon.add_to(&mut wanted);
-        let generation = self.shared.want(wanted, tunnels);
+        let mut goal = Goal {
+            wanted: sources.file.clone(),
+            ..Goal::default()
+        };
+        let tunnels = sources.charon.add_to(&mut goal);
+        for selector in goal.wanted.policies.keys() {
+            let own = sources.modes.get(selector).copied();
+            let mode = own.unwrap_or_else(|| sources.fallback.mode_for(&selector.remote));
+            goal.hows.entry(selector.clone()).or_default().mode = mode;
+        }
+        let generation = self.shared.want(goal, tunnels);
         sources.state.gone_with(generation);
         generation
     }
@@ -124,6 +191,17 @@ impl Manager {
     /// See [`Shared::settle`].
     pub(crate) fn settle(&self, generation: u64, patience: Duration) -> Result<(), String> {
         self.shared.settle(generation, patience)
+    }
+
+    /// Whether an SA that is the kernel's was taken by it.
+    ///
+    /// # Errors
+    /// Why it was not.
+    pub(crate) fn taken(&self, id: &SaId) -> Result<(), String> {
+        match self.shared.lock().kernel.refused.get(id) {
+            Some(problem) => Err(problem.clone()),
+            None => Ok(()),
+        }
     }
 
     /// Notes that a charon is there that cannot be served.
@@ -164,10 +242,12 @@ impl Manager {
         if !clashes.is_empty() {
             bail!(clashes.join("\n"));
         }
+        let (modes, fallback) = (config.modes.clone(), config.fallback.clone());
         let Sources { state, file, .. } = &mut *sources;
         let next = state.give(config, file)?;
         let (_, changes) = file.update_to(&next);
         *file = next;
+        self.set_modes(&mut sources, modes, fallback);
         let generation = self.publish(&mut sources);
         drop(sources);
         self.loaded(changes, None);
@@ -184,6 +264,11 @@ impl Manager {
         Ok((generation, changes))
     }
 
+    fn set_modes(&self, sources: &mut Sources, modes: BTreeMap<Selector, Mode>, fallback: Fallback) {
+        self.shared.lock().hung_after = fallback.hung_after;
+        (sources.modes, sources.fallback) = (modes, fallback);
+    }
+
     fn loaded(&self, changes: Changes, refused: Option<String>) {
         let mut inner = self.shared.lock();
         inner.last_load = changes;
@@ -194,6 +279,7 @@ impl Manager {
     /// keys that must not be used only block what they would have protected.
     pub(crate) fn load_at_start(&self) -> Result<()> {
         let config = self.read_file().context("not started")?;
+        let (modes, fallback) = (config.modes.clone(), config.fallback.clone());
         let mut sources = self.lock();
         let (file, problem) = sources
             .state
@@ -202,6 +288,7 @@ impl Manager {
         let (_, changes) = Wanted::default().update_to(&file);
         let (sas, policies) = (file.sas.len(), file.policies.len());
         sources.file = file;
+        self.set_modes(&mut sources, modes, fallback);
         self.publish(&mut sources);
         drop(sources);
         info!(
@@ -217,11 +304,21 @@ impl Manager {
 
     /// Some times a second.
     pub(crate) fn tick(&self) {
-        let pushed = self.shared.lock().pushed;
+        let ready = {
+            let mut kernel = self.kernel();
+            kernel.count();
+            kernel.ready()
+        };
+        let (pushed, returned) = {
+            let mut inner = self.shared.lock();
+            (inner.pushed, std::mem::take(&mut inner.kernel.returned))
+        };
         let let_go = self.alter(|Sources { state, charon, .. }| {
             if let Some(pushed) = pushed {
                 state.let_go(pushed);
             }
+            charon.kernel = ready;
+            returned.iter().for_each(|id| charon.replace_soon(id));
             charon.tick(state)
         });
         if let_go {
@@ -247,28 +344,53 @@ impl Manager {
             charon_refused.insert("charon".to_owned(), text.clone());
         }
         drop(unserved);
+        let others = self.look(|sources| sources.charon.others());
+        let kernel_sas = self.kernel().status();
         let inner = self.shared.lock();
+        let mut tunnels = inner.tunnels.clone();
+        for tunnel in &mut tunnels {
+            if let Some(how) = inner.goal.hows.get(&tunnel.selector) {
+                tunnel.mode = how.mode;
+            }
+            if let Some((place, why)) = inner.kernel.places.get(&tunnel.selector) {
+                (tunnel.place, tunnel.why) = (*place, why.clone());
+            }
+        }
         KeymgrStatus {
             program: PROGRAM.to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             source: self.paths.config.display().to_string(),
-            sas: inner.wanted.sas.len(),
-            policies: inner.wanted.policies.len(),
+            sas: inner.goal.wanted.sas.len() + inner.goal.kernel_only.len(),
+            policies: inner.goal.wanted.policies.len(),
             datapath_in_sync: inner.pushed == Some(inner.generation),
             datapath_problem: inner.problem.clone(),
             last_load: inner.last_load,
             refused: inner.refused.clone(),
             events: inner.events.iter().cloned().collect(),
             charon,
-            tunnels: inner.tunnels.clone(),
+            tunnels,
             held,
             charon_refused,
-            drained: false,
-            kernel_problem: None,
-            kernel_sas: Vec::new(),
-            kernel_policies: Vec::new(),
-            handovers: Handovers::default(),
+            drained: inner.drained,
+            kernel_problem: inner.kernel.problem.clone(),
+            kernel_sas,
+            kernel_policies: others,
+            handovers: inner.kernel.handovers,
+        }
+    }
+
+    /// Hands everything over to the kernel, or lets the datapath serve again.
+    fn drain(&self, drained: bool) -> KeymgrReply {
+        if drained && let Err(problem) = self.kernel().ready() {
+            return KeymgrReply::Refused(format!(
+                "the kernel's IPsec cannot take over: {problem}; everything stays as it is"
+            ));
+        }
+        let generation = self.shared.drain(drained);
+        match self.shared.settle(generation, HANDOVER) {
+            Ok(()) => KeymgrReply::Done,
+            Err(problem) => KeymgrReply::Refused(problem),
         }
     }
 
@@ -278,9 +400,9 @@ impl Manager {
         while let Some(request) = channel.receive()? {
             let reply = match request {
                 KeymgrRequest::Hello(_) => return Err(ChannelError::Unexpected),
-                KeymgrRequest::Drain | KeymgrRequest::Resume | KeymgrRequest::End => {
-                    KeymgrReply::Refused("not yet".to_owned())
-                }
+                KeymgrRequest::Drain => self.drain(true),
+                KeymgrRequest::Resume => self.drain(false),
+                KeymgrRequest::End => KeymgrReply::Refused("not yet".to_owned()),
                 KeymgrRequest::Status => KeymgrReply::Status(Box::new(self.status())),
                 KeymgrRequest::Release(which) => KeymgrReply::Released(self.release(which)),
                 KeymgrRequest::Reload => match self.load() {

@@ -13,6 +13,7 @@ use culvert_state::region::{Fingerprint, Kind};
 
 use crate::config::Config;
 use crate::entry::sa_name;
+use crate::goal::KernelOnly;
 use crate::keys::fingerprint;
 use crate::used_keys::UsedKeys;
 use crate::wanted::Wanted;
@@ -111,10 +112,29 @@ impl State {
         Ok(())
     }
 
+    /// Gives an SA that only the kernel can serve a place where it is counted, and by which it is known to be ours.
+    ///
+    /// # Errors
+    /// The key was in use before; there is no room.
+    pub(crate) fn claim_for_kernel(&mut self, only: &mut KernelOnly) -> Result<()> {
+        let fingerprint = only.sa.fingerprint();
+        if self.region.knows(&fingerprint) {
+            bail!("its key was in use before; under one key no sequence number may come twice");
+        }
+        let claim = self.region.claim(fingerprint, Kind::Outbound)?;
+        self.claimed.insert(fingerprint);
+        let words = self.region.words(claim.offset, claim.words)?;
+        words[both::ADDED].store(now(), Ordering::Relaxed);
+        only.state = StateRef {
+            offset: claim.offset,
+            words: claim.words,
+        };
+        Ok(())
+    }
+
     /// An SA is not wanted any more. Its words stay its own until the datapath has let go of it: whoever got them before
     /// would begin anew under its key.
-    pub(crate) fn retire(&mut self, sa: &SaSpec) {
-        let fingerprint = fingerprint(sa);
+    pub(crate) fn retire(&mut self, fingerprint: Fingerprint) {
         self.claimed.remove(&fingerprint);
         self.gone.push((fingerprint, None));
     }
@@ -150,9 +170,9 @@ impl State {
         self.gone.len()
     }
 
-    /// Packets and bytes that went under an SA.
-    pub(crate) fn counts(&self, sa: &SaSpec) -> (u64, u64) {
-        let Ok(words) = self.region.words(sa.state.offset, sa.state.words) else {
+    /// Packets and bytes that went under an SA with this state.
+    pub(crate) fn counts(&self, state: StateRef) -> (u64, u64) {
+        let Ok(words) = self.region.words(state.offset, state.words) else {
             return (0, 0);
         };
         let read = |at: usize| words[at].load(Ordering::Relaxed);
@@ -228,7 +248,7 @@ impl State {
         self.claimed.extend(&fingerprints);
         for sa in before.sas.values() {
             if !fingerprints.contains(&fingerprint(sa)) {
-                self.retire(sa);
+                self.retire(fingerprint(sa));
             }
         }
         Ok(wanted)

@@ -98,6 +98,9 @@ pub(crate) fn all() -> Vec<(String, bool, Test)> {
         false,
         Box::new(crate::xfrm::an_spi_of_the_kernel_is_seen),
     ));
+    for (name, test) in crate::fallback::all() {
+        tests.push((name, false, test));
+    }
     for mtu in [1400, 1500, 3000] {
         tests.push((
             format!("tcp_learns_the_path_mtu_of_{mtu}"),

@@ -4,6 +4,7 @@
 //! that is needed, and modules that are loaded nowhere else. With `CULVERT_GUEST` set, it runs where it is.
 
 mod cases;
+mod fallback;
 mod xfrm;
 
 use std::os::unix::process::CommandExt;

@@ -1,6 +1,6 @@
 //! UDP load whose packets are numbered: what is lost, and what comes twice, is seen by number.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::scope;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::lab::Side;
+use crate::netns::Namespace;
 
 /// Bytes of a packet's payload.
 const SIZE: usize = 200;
@@ -40,13 +41,29 @@ impl Flow {
     }
 }
 
+/// One end of a stream: the "VM" of a side.
+#[derive(Clone, Debug)]
+pub struct End {
+    namespace: Namespace,
+    inner: IpAddr,
+}
+
+impl From<&Side> for End {
+    fn from(side: &Side) -> Self {
+        Self {
+            namespace: side.namespace.clone(),
+            inner: side.inner,
+        }
+    }
+}
+
 /// A stream to run: `rate` packets a second between two sides.
-#[derive(Clone, Copy, Debug)]
-pub struct Stream<'a> {
+#[derive(Clone, Debug)]
+pub struct Stream {
     /// Who sends.
-    pub from: &'a Side,
+    pub from: End,
     /// Who receives.
-    pub to: &'a Side,
+    pub to: End,
     /// Packets a second.
     pub rate: u32,
 }
@@ -55,11 +72,11 @@ pub struct Stream<'a> {
 ///
 /// # Errors
 /// A socket cannot be made.
-pub fn run(streams: &[Stream<'_>], end: &AtomicBool) -> Result<Vec<Flow>> {
+pub fn run(streams: &[Stream], end: &AtomicBool) -> Result<Vec<Flow>> {
     scope(|scope| {
         let running: Vec<_> = (5200..)
             .zip(streams)
-            .map(|(port, stream)| scope.spawn(move || run_one(*stream, port, end)))
+            .map(|(port, stream)| scope.spawn(move || run_one(stream, port, end)))
             .collect();
         let ended = running.into_iter().map(|thread| thread.join());
         ended
@@ -68,7 +85,7 @@ pub fn run(streams: &[Stream<'_>], end: &AtomicBool) -> Result<Vec<Flow>> {
     })
 }
 
-fn run_one(stream: Stream<'_>, port: u16, end: &AtomicBool) -> Result<Flow> {
+fn run_one(stream: &Stream, port: u16, end: &AtomicBool) -> Result<Flow> {
     let to = SocketAddr::new(stream.to.inner, port);
     let receiver = stream.to.namespace.within(|| Ok(UdpSocket::bind(to)?))?;
     setsockopt(&receiver, sockopt::RcvBufForce, &BUFFER).context("receive buffer")?;

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pcap_file::pcap::PcapReader;
@@ -174,7 +175,7 @@ impl Capture {
         let process = home.spawn(command, &log)?;
         let started =
             || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("listening on"));
-        wait_for("tcpdump", std::time::Duration::from_secs(5), started)?;
+        wait_for("tcpdump", Duration::from_secs(5), started)?;
         Ok(Self { process, file, log })
     }
 
@@ -182,9 +183,18 @@ impl Capture {
     ///
     /// # Errors
     /// tcpdump has missed packets, or its file cannot be read.
-    pub fn finish(mut self) -> Result<Vec<Vec<u8>>> {
+    pub fn finish(self) -> Result<Vec<Vec<u8>>> {
+        let packets = self.finish_timed()?.into_iter();
+        Ok(packets.map(|(_, packet)| packet).collect())
+    }
+
+    /// As [`Capture::finish`], with the time of each packet.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn finish_timed(mut self) -> Result<Vec<(Duration, Vec<u8>)>> {
         // What the kernel holds must be read first.
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(300));
         let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
         self.process.wait()?;
@@ -198,7 +208,10 @@ impl Capture {
         let mut packets = Vec::new();
         // Raw, as the checked kind refuses packets of which only the beginning was captured.
         while let Some(packet) = reader.next_raw_packet() {
-            packets.push(packet?.data.into_owned());
+            let packet = packet?;
+            let fraction = Duration::from_micros(packet.ts_frac.into());
+            let time = Duration::from_secs(packet.ts_sec.into()) + fraction;
+            packets.push((time, packet.data.into_owned()));
         }
         Ok(packets)
     }

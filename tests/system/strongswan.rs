@@ -74,8 +74,8 @@ fn negotiates() -> Result<()> {
     // Of numbered packets, each is one in the list, too.
     let [a, b] = &net.lab.sides;
     let stream = Stream {
-        from: a,
-        to: b,
+        from: a.into(),
+        to: b.into(),
         rate: 2000,
     };
     let end = AtomicBool::new(false);

@@ -30,13 +30,13 @@ fn during(net: &Negotiated, rate: u32, work: impl FnOnce() -> Result<()>) -> Res
     let [a, b] = &net.lab.sides;
     let streams = [
         Stream {
-            from: a,
-            to: b,
+            from: a.into(),
+            to: b.into(),
             rate,
         },
         Stream {
-            from: b,
-            to: a,
+            from: b.into(),
+            to: a.into(),
             rate: rate / 10,
         },
     ];

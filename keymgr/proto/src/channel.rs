@@ -19,7 +19,7 @@ use crate::message::{DatapathReply, DatapathRequest, Hello, KeymgrReply, KeymgrR
 use crate::{MAX_MESSAGE, VERSION};
 
 /// How long the rest of a message, or an answer, may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What can go wrong on the socket; the text says what, which and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -172,6 +172,23 @@ impl Channel {
             stream,
             descriptor: None,
         })
+    }
+
+    /// The process at the other end, as it was when it bound or connected its socket.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn peer_process(&self) -> Result<i32, ChannelError> {
+        Ok(getsockopt(&self.stream, sockopt::PeerCredentials)?.pid())
+    }
+
+    /// Waits no longer than that for what the other end says, or takes.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_patience(&self, patience: Duration) -> Result<(), ChannelError> {
+        self.stream.set_read_timeout(Some(patience))?;
+        Ok(self.stream.set_write_timeout(Some(patience))?)
     }
 
     /// Sends a message.

@@ -51,6 +51,8 @@ pub enum Limit {
     SecondsInUse,
     /// The sequence numbers come to their end.
     Sequence,
+    /// The kernel, which serves the SA, does not say which.
+    Kernel,
 }
 
 impl Limit {
@@ -63,6 +65,7 @@ impl Limit {
             Self::Seconds => "time",
             Self::SecondsInUse => "time in use",
             Self::Sequence => "sequence numbers",
+            Self::Kernel => "counted by the kernel",
         }
     }
 }

@@ -3,6 +3,7 @@
 use culvert_bridge::Event;
 use culvert_bridge::records::{Expired, Moved};
 use culvert_proto::event;
+use culvert_proto::sa::{Direction, SaId};
 
 use super::{Charon, Installed};
 
@@ -48,6 +49,29 @@ impl Charon {
         true
     }
 
+    /// The kernel has a packet for which there is no SA.
+    pub(crate) fn acquire(&mut self, reqid: u32) {
+        let trapped = |entry: &super::leaving::Entry| {
+            entry.policy.reqid == reqid && entry.leaves.is_none()
+        };
+        let others = self.others.iter().any(|(policy, _)| policy.reqid == reqid);
+        if others || self.policies.iter().any(trapped) {
+            self.ask_for(reqid);
+        }
+    }
+
+    /// Has charon replace an SA that both the kernel and the datapath have sealed under: each has a way of its own to
+    /// make IVs of numbers.
+    pub(crate) fn replace_soon(&mut self, id: &SaId) {
+        if id.direction == Direction::Out {
+            self.hear(&event::Event::Expired {
+                sa: *id,
+                hard: false,
+                limit: event::Limit::Kernel,
+            });
+        }
+    }
+
     /// Tells charon, if it is there. It may have just ended: what matters of it is told when it comes back.
     pub(super) fn tell(&self, event: Event) {
         let session = self.session.as_ref();
@@ -60,8 +84,8 @@ impl Charon {
 /// That an SA has reached a lifetime.
 pub(super) fn expired(sa: &Installed, hard: bool) -> Event {
     Event::Expired(Expired {
-        spi: sa.spec.id.spi.get(),
-        destination: sa.spec.id.destination,
+        spi: sa.id().spi.get(),
+        destination: sa.id().destination,
         hard,
     })
 }

@@ -82,7 +82,7 @@ impl Charon {
                 // What has ended carries nothing any more.
                 sa.reqid == reqid
                     && sa.reached != Some(true)
-                    && direction.is_none_or(|direction| direction == sa.spec.id.direction)
+                    && direction.is_none_or(|direction| direction == sa.id().direction)
             })
             .any(|sa| now - super::usage::look(sa, state).last_use.min(now) <= RECENT)
     }
@@ -134,7 +134,7 @@ impl Charon {
         self.sas.retain(|_, sa| {
             let over = is_over(sa.leaves);
             if over {
-                state.retire(&sa.spec);
+                state.retire(sa.fingerprint());
             }
             !over
         });

@@ -96,6 +96,7 @@ fn converse(stream: UnixStream, manager: &Manager) -> Result<(), Error> {
                     state,
                     file,
                     charon,
+                    ..
                 } = sources;
                 charon.begin(hello.clone(), policies, state, file)
             });
@@ -165,18 +166,22 @@ fn try_answer(manager: &Manager, hello: &Hello, request: Request) -> Option<Repl
                     state,
                     file,
                     charon,
+                    ..
                 } = sources;
                 charon.add_sa(&sa, state, file)
             })?;
-            if let Err(NotServed(text)) = added {
-                return Some(refused(
-                    Refusal::NotSupported,
-                    format!("{}: {text}", sa.name),
-                ));
-            }
+            let added = match added {
+                Ok(id) => id,
+                Err(NotServed(text)) => {
+                    let text = format!("{}: {text}", sa.name);
+                    return Some(refused(Refusal::NotSupported, text));
+                }
+            };
             // The peer may send under it as soon as we have said that it is there.
-            if let Err(problem) = manager.settle(generation, PATIENCE) {
-                let text = format!("{}: the datapath does not take it: {problem}", sa.name);
+            let settled = manager.settle(generation, PATIENCE);
+            let settled = settled.and_then(|()| manager.taken(&added));
+            if let Err(problem) = settled {
+                let text = format!("{}: not taken: {problem}", sa.name);
                 manager.change(|sources| {
                     let Sources { state, charon, .. } = sources;
                     charon.delete_sa(&sa.name, state);
@@ -251,6 +256,8 @@ fn try_answer(manager: &Manager, hello: &Hello, request: Request) -> Option<Repl
             Reply::Done
         }
         Request::QuerySa(name) => {
+            let id = manager.look(|sources| sources.charon.find(&name));
+            id.iter().for_each(|id| manager.count(id));
             let usage = manager.alter_for(hello, |Sources { state, charon, .. }| {
                 charon.query_sa(&name, state)
             })?;

@@ -8,12 +8,13 @@ use std::net::IpAddr;
 use culvert_bridge::records::PolicyName;
 use culvert_bridge::{Direction as Way, Kind, Policy, Priority, TrafficSelector};
 use culvert_proto::policy::{Action, Geneve, Mode, Place, PolicySpec, Selector};
-use culvert_proto::sa::{Direction, SaId, SaSpec, Spi};
+use culvert_proto::sa::{Direction, SaId, Spi};
 use culvert_proto::status::TunnelStatus;
 use ipnet::IpNet;
 
 use super::leaving::is_trap;
 use super::{Installed, NotServed, TRANSPORT};
+use crate::goal::Trap;
 
 const UDP: u8 = 17;
 const PORT: u16 = 6081;
@@ -144,6 +145,7 @@ fn automatic_order(policy: &Policy) -> u32 {
 pub(super) struct Composed {
     pub(super) spec: PolicySpec,
     pub(super) tunnel: TunnelStatus,
+    pub(super) trap: Option<Trap>,
 }
 
 /// Joins the policies that charon has installed, in the order of their installation. As in kernel-netlink, of those
@@ -165,10 +167,10 @@ pub(super) fn compose<'a>(
             Way::Forward => {}
         }
     }
-    let mut inbound: HashMap<u32, Vec<&SaSpec>> = HashMap::new();
+    let mut inbound: HashMap<u32, Vec<&Installed>> = HashMap::new();
     for sa in sas.values() {
-        if sa.spec.id.direction == Direction::In {
-            inbound.entry(sa.reqid).or_default().push(&sa.spec);
+        if sa.id().direction == Direction::In {
+            inbound.entry(sa.reqid).or_default().push(sa);
         }
     }
     let groups = groups.into_iter();
@@ -195,7 +197,7 @@ impl Group<'_> {
         &self,
         selector: &Selector,
         sas: &BTreeMap<SaId, Installed>,
-        inbound: &HashMap<u32, Vec<&SaSpec>>,
+        inbound: &HashMap<u32, Vec<&Installed>>,
     ) -> Option<Composed> {
         fn best<'a>(list: &[Ranked<'a>]) -> Option<(u32, &'a Policy)> {
             let best = list.iter().min_by_key(|ranked| ranked.rank)?;
@@ -239,7 +241,13 @@ impl Group<'_> {
         } else {
             Action::Bypass
         };
+        let trapped = all().find(|policy| trap(policy) && policy.name.direction == Way::Out);
         Some(Composed {
+            trap: trapped.map(|policy| Trap {
+                reqid: policy.reqid,
+                local: policy.source,
+                remote: policy.destination,
+            }),
             spec: PolicySpec {
                 selector: selector.clone(),
                 order,
@@ -251,7 +259,7 @@ impl Group<'_> {
 
     /// The SAs that packets may come under: by the reqid, as in the kernel, so that in a rekeying the new one is good
     /// from its first packet.
-    fn inbound(&self, selector: &Selector, sas: &HashMap<u32, Vec<&SaSpec>>) -> Vec<SaId> {
+    fn inbound(&self, selector: &Selector, sas: &HashMap<u32, Vec<&Installed>>) -> Vec<SaId> {
         let policies = self.r#in.iter().map(|ranked| ranked.policy);
         let mut reqids: Vec<u32> = policies
             .filter(|policy| policy.kind == Kind::Protect)
@@ -261,8 +269,8 @@ impl Group<'_> {
         reqids.dedup();
         let there = reqids.iter().filter_map(|reqid| sas.get(reqid)).flatten();
         there
-            .filter(|sa| between(selector, sa.id.destination, sa.source))
-            .map(|sa| sa.id)
+            .filter(|sa| between(selector, sa.id().destination, sa.source()))
+            .map(|sa| sa.id())
             .collect()
     }
 }
@@ -275,7 +283,7 @@ fn outbound(policy: &Policy, selector: &Selector, sas: &BTreeMap<SaId, Installed
         destination: policy.destination,
     };
     let sa = sas.get(&id)?;
-    between(selector, sa.spec.source, id.destination).then_some(id)
+    between(selector, sa.source(), id.destination).then_some(id)
 }
 
 fn between(selector: &Selector, local: IpAddr, remote: IpAddr) -> bool {

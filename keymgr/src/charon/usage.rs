@@ -33,7 +33,7 @@ impl Charon {
         let sas = self
             .sas
             .values_mut()
-            .filter(|sa| sa.spec.id.direction == direction && reqids.contains(&sa.reqid));
+            .filter(|sa| sa.id().direction == direction && reqids.contains(&sa.reqid));
         let last_use = sas.map(|sa| look(sa, state).last_use).max();
         Some(Usage {
             last_use: last_use.unwrap_or_default(),
@@ -44,7 +44,7 @@ impl Charon {
 
 /// How much an SA was used, and when last: to a second, as somebody looks more often.
 pub(super) fn look(sa: &mut Installed, state: &State) -> Usage {
-    let (packets, bytes) = state.counts(&sa.spec);
+    let (packets, bytes) = state.counts(sa.state());
     if packets > sa.packets {
         sa.packets = packets;
         sa.last_use = crate::state::now() / 1000;

@@ -72,7 +72,9 @@ impl Lab {
             .arg("--state-dir")
             .arg(folder.join("state"))
             .arg("--bridge")
-            .arg(folder.join(BRIDGE));
+            .arg(folder.join(BRIDGE))
+            .arg("--pins")
+            .arg(folder.join("bpf"));
         command.envs(self.log_level.map(|level| ("RUST_LOG", level)));
         side.keymgr = Some(self.home.spawn(command, &folder.join("keymgr.log"))?);
         Ok(())
@@ -108,10 +110,7 @@ impl Lab {
             side.keymgr_status()
                 .is_ok_and(|status| status.datapath_in_sync)
         })
-        .with_context(|| {
-            let logs = ["keymgr.log", "datapath.log"].map(|log| tail(&side.folder.join(log)));
-            logs.join("\n")
-        })
+        .with_context(|| self.logs(number))
     }
 
     /// Kills the datapath of a side, as a crash would.
@@ -120,6 +119,22 @@ impl Lab {
     /// It does not run.
     pub fn kill_datapath(&mut self, number: usize) -> Result<()> {
         end(&mut self.sides[number].datapath, Signal::SIGKILL)
+    }
+
+    /// Ends the datapath of a side in order, as a restart would.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn end_datapath(&mut self, number: usize) -> Result<()> {
+        end(&mut self.sides[number].datapath, Signal::SIGTERM)
+    }
+
+    /// The ends of the daemons' logs of a side, for error texts.
+    #[must_use]
+    pub fn logs(&self, number: usize) -> String {
+        let folder = &self.sides[number].folder;
+        let logs = ["keymgr.log", "datapath.log"].map(|log| tail(&folder.join(log)));
+        logs.join("\n")
     }
 
     /// Removes on purpose what the datapath of a side, which must be dead, has left to protect the host.

@@ -1,0 +1,221 @@
+//! The kernel's IPsec of side a in the place of Culvert's datapath, and back; the peer is the kernel of side b all along.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::scope;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use culvert_packet::headers::{self, Kind};
+use culvert_proto::policy::Place;
+use culvert_proto::sa::Cipher;
+use culvert_tests::keys::Generation;
+use culvert_tests::lab::{Lab, Plan, SPIS, culvert};
+use culvert_tests::load::ping_between;
+use culvert_tests::netns::{run, wait_for};
+use culvert_tests::udp::{self, Flow, Stream};
+use culvert_tests::wire::{Capture, take_counts};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::Test;
+use crate::xfrm::{Algorithm, Xfrm};
+
+/// Every test.
+pub(crate) fn all() -> Vec<(String, Test)> {
+    let ways: [(&str, Way, Way); 5] = [
+        ("killed", |lab| lab.kill_datapath(0), |lab| {
+            lab.start_datapath(0)
+        }),
+        ("ended_in_order", |lab| lab.end_datapath(0), |lab| {
+            lab.start_datapath(0)
+        }),
+        ("stopped", |lab| signal(lab, Signal::SIGSTOP), |lab| {
+            signal(lab, Signal::SIGCONT)
+        }),
+        ("drained", |lab| command(lab, "drain"), |lab| {
+            command(lab, "resume")
+        }),
+        (
+            "killed_with_the_key_manager",
+            |lab| {
+                lab.kill_keymgr(0)?;
+                lab.kill_datapath(0)?;
+                lab.start_keymgr(0)
+            },
+            |lab| lab.start_datapath(0),
+        ),
+    ];
+    let mut tests: Vec<(String, Test)> = Vec::new();
+    for (name, away, back) in ways {
+        tests.push((
+            format!("the_kernel_takes_over_from_a_datapath_that_is_{name}"),
+            Box::new(move || there_and_back(1, away, back)),
+        ));
+    }
+    tests.push((
+        "a_hundred_times_there_and_back".to_owned(),
+        Box::new(|| {
+            let times = std::env::var("CULVERT_TAKEOVERS").map_or(Ok(100), |text| text.parse())?;
+            there_and_back(times, |lab| command(lab, "drain"), |lab| command(lab, "resume"))
+        }),
+    ));
+    tests
+}
+
+type Way = fn(&mut Lab) -> Result<()>;
+
+/// Packets a second, each way.
+const RATE: u32 = 300;
+const CIPHER: Cipher = Cipher::Aes256Gcm16;
+const ALGORITHM: Algorithm = Algorithm {
+    name: "rfc4106(gcm(aes))",
+    icv_bits: 128,
+};
+
+/// Culvert on a and the kernel on b.
+fn pair() -> Result<(Lab, Xfrm)> {
+    let mut lab = Lab::new(Plan::default())?;
+    ensure!(lab.endpoint == "kernel", "the kernel has no Geneve");
+    let xfrm = Xfrm::new(&lab)?;
+    let keys = Generation::new(CIPHER, SPIS)?;
+    xfrm.install(&keys, ALGORITHM, 0)?;
+    lab.start_side(0, &keys)?;
+    lab.wait_for_protection(0)?;
+    Ok((lab, xfrm))
+}
+
+fn there_and_back(times: u32, away: Way, back: Way) -> Result<()> {
+    let (mut lab, xfrm) = pair()?;
+    take_counts(&lab.underlay)?;
+    let captures = ["a0", "b0"].map(|port| Capture::start(&lab.home, &lab.underlay, port, 96));
+    let end = AtomicBool::new(false);
+    let (flows, times) = scope(|scope| -> Result<_> {
+        let streams = [(0, 1), (1, 0)].map(|(from, to)| Stream {
+            from: (&lab.sides[from]).into(),
+            to: (&lab.sides[to]).into(),
+            rate: RATE,
+        });
+        let end = &end;
+        let running = scope.spawn(move || udp::run(&streams, end));
+        let moved = (0..times)
+            .map(|time| move_once(&mut lab, away, back).with_context(|| format!("time {time}")))
+            .collect::<Result<Vec<_>>>();
+        end.store(true, Ordering::Relaxed);
+        let flows = running.join().map_err(|_| anyhow::anyhow!("it panicked"))?;
+        Ok((flows?, moved?))
+    })?;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let ping = ping_between(&lab.sides[from], &lab.sides[to], 1, 10)?;
+        ensure!(ping.received == 1, "{ping:?}");
+    }
+    let sent = captures
+        .into_iter()
+        .map(|capture| capture?.finish_timed())
+        .collect::<Result<Vec<_>>>()?;
+    let kernel = sent.iter().map(|packets| check(packets)).sum::<Result<u64>>()?;
+    ensure!(kernel > 0, "the kernel has sealed nothing on side a");
+    let counts = take_counts(&lab.underlay)?;
+    ensure!(counts.plaintext_geneve.packets == 0, "{counts:?}");
+    let errors = xfrm.errors()?;
+    ensure!(errors.is_empty(), "the peer counts {errors:?}");
+    report(&flows, &times, &sent[0]);
+    Ok(())
+}
+
+/// How long it took until the kernel served, and until Culvert did again.
+fn move_once(lab: &mut Lab, away: Way, back: Way) -> Result<[Duration; 2]> {
+    let began = Instant::now();
+    away(lab)?;
+    let there = served_by(lab, Place::Kernel, began)?;
+    std::thread::sleep(Duration::from_millis(150));
+    let began = Instant::now();
+    back(lab)?;
+    let here = served_by(lab, Place::Culvert, began)?;
+    std::thread::sleep(Duration::from_millis(150));
+    Ok([there, here])
+}
+
+fn served_by(lab: &Lab, place: Place, began: Instant) -> Result<Duration> {
+    let side = &lab.sides[0];
+    let is = || {
+        side.keymgr_status().is_ok_and(|status| {
+            !status.tunnels.is_empty() && status.tunnels.iter().all(|tunnel| tunnel.place == place)
+        })
+    };
+    wait_for(place.name(), Duration::from_secs(20), is).with_context(|| lab.logs(0))?;
+    Ok(began.elapsed())
+}
+
+/// Nothing in clear, and of each SA no number and no IV twice. How many packets had IVs that are not Culvert's.
+fn check(packets: &[(Duration, Vec<u8>)]) -> Result<u64> {
+    let (mut numbers, mut ivs) = (HashSet::new(), HashSet::new());
+    let mut others = 0;
+    for (_, packet) in packets {
+        let Some((spi, number, iv)) = esp(packet)? else {
+            continue;
+        };
+        ensure!(numbers.insert((spi, number)), "SPI {spi:#x}: number {number} twice");
+        ensure!(ivs.insert((spi, iv)), "SPI {spi:#x}: IV {iv:#x} twice");
+        others += u64::from(iv != u64::from(number) && spi == SPIS[0]);
+    }
+    ensure!(numbers.len() > 100, "only {} packets", numbers.len());
+    Ok(others)
+}
+
+/// SPI, sequence number and IV of an ESP packet.
+fn esp(packet: &[u8]) -> Result<Option<(u32, u32, u64)>> {
+    let Ok(headers) = headers::walk(packet) else {
+        return Ok(None);
+    };
+    match headers::classify(packet, &headers) {
+        Kind::Esp(spi) => {
+            let at = headers.transport;
+            let number = u32::from_be_bytes(packet[at + 4..at + 8].try_into()?);
+            let iv = u64::from_be_bytes(packet[at + 8..at + 16].try_into()?);
+            Ok(Some((spi, number, iv)))
+        }
+        Kind::Geneve => anyhow::bail!("Geneve in clear: {packet:02x?}"),
+        _ => Ok(None),
+    }
+}
+
+/// Says how long nothing was sealed where the sealer changed, and what was lost.
+fn report(flows: &[Flow], times: &[[Duration; 2]], sent: &[(Duration, Vec<u8>)]) {
+    let mut pauses = [Vec::new(), Vec::new()];
+    let mut last: Option<(Duration, bool)> = None;
+    for (time, packet) in sent {
+        let Ok(Some((_, number, iv))) = esp(packet) else {
+            continue;
+        };
+        let culverts = iv == u64::from(number);
+        if let Some((before, was)) = last
+            && was != culverts
+        {
+            pauses[usize::from(culverts)].push(time.saturating_sub(before));
+        }
+        last = Some((*time, culverts));
+    }
+    for (index, name) in ["to the kernel", "to Culvert"].iter().enumerate() {
+        let mut pause = std::mem::take(&mut pauses[index]);
+        let mut took: Vec<Duration> = times.iter().map(|pair| pair[index]).collect();
+        for (what, list) in [("nothing sealed for", &mut pause), ("said after", &mut took)] {
+            list.sort_unstable();
+            if let (Some(worst), median) = (list.last(), list.get(list.len() / 2)) {
+                println!("{name}: {what} {median:?}, at most {worst:?}, of {}", list.len());
+            }
+        }
+    }
+    for (way, flow) in ["a to b", "b to a"].iter().zip(flows) {
+        println!("{way}: {} of {} packets lost", flow.sent - flow.received, flow.sent);
+    }
+}
+
+fn signal(lab: &Lab, signal: Signal) -> Result<()> {
+    let pid = lab.sides[0].datapath_pid().context("no datapath")?;
+    Ok(kill(Pid::from_raw(pid.cast_signed()), signal)?)
+}
+
+fn command(lab: &Lab, name: &str) -> Result<()> {
+    run(&mut culvert(&lab.sides[0], &[name])?).map(drop)
+}
