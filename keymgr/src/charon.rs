@@ -12,8 +12,8 @@ mod events;
 mod guard;
 mod leaving;
 pub(crate) mod listen;
-mod policy;
-mod sa;
+pub(crate) mod policy;
+pub(crate) mod sa;
 mod usage;
 
 use std::collections::btree_map::Entry::Vacant;

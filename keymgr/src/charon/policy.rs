@@ -114,7 +114,7 @@ fn ports(selector: &TrafficSelector) -> Ports {
 }
 
 /// The priority that kernel-netlink would give it; the least counts.
-fn order(policy: &Policy) -> u32 {
+pub(crate) fn order(policy: &Policy) -> u32 {
     match policy.manual_priority {
         0 => automatic_order(policy),
         manual => manual,

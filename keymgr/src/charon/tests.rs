@@ -31,6 +31,7 @@ pub(super) fn sa(spi: u32, inbound: bool, key: u8) -> Sa {
         encryption: 20,
         key: Secret::new(vec![key; 36]),
         integrity: 1024,
+        integrity_key: Secret::new(Vec::new()),
         esn: true,
         replay_window: 32,
         tfc: 0,
