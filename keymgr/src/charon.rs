@@ -12,8 +12,8 @@ mod events;
 mod guard;
 mod leaving;
 pub(crate) mod listen;
-mod policy;
-mod sa;
+pub(crate) mod policy;
+pub(crate) mod sa;
 mod usage;
 
 use std::collections::btree_map::Entry::Vacant;
@@ -521,7 +521,7 @@ impl Charon {
             }
         }
         goal.others
-            .extend(self.others.iter().map(|(_, policy)| policy.clone()));
+            .extend(self.others.iter().map(|(_, policy)| *policy));
         let policies = self.policies.iter();
         let policies = policies.map(|entry| (&entry.selector, &entry.policy));
         for composed in policy::compose(policies, &self.sas) {

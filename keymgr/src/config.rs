@@ -1,10 +1,10 @@
 //! The file of static SAs and policies: read, checked whole, every problem named with its line.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use culvert_proto::policy::short;
+use culvert_proto::policy::{Mode, short};
 use culvert_proto::sa::{Action, Direction, PolicySpec, SaId, SaSpec, Selector, Spi};
 use serde::de::DeserializeOwned;
 use toml::Spanned;
@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 use zeroize::Zeroizing;
 
 use crate::entry::{self, SaEntry};
+pub use crate::fallback::Fallback;
 use crate::keys;
 use crate::policy_entry::{Policy, PolicyEntry, WrittenAction, policy_as_written};
 
@@ -25,6 +26,10 @@ pub struct Config {
     pub sas: Vec<SaSpec>,
     /// Policies.
     pub policies: Vec<PolicySpec>,
+    /// By whom policies may be served that say so themselves.
+    pub modes: BTreeMap<Selector, Mode>,
+    /// By whom all others may be.
+    pub fallback: Fallback,
 }
 
 /// One thing that is wrong.
@@ -160,7 +165,12 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems>
     let policies = check.policies_together(policies, &sas);
     if check.list.is_empty() {
         let sas = sas.into_iter().map(|(_, spec)| spec).collect();
-        Ok((Config { sas, policies }, inline_keys))
+        let config = Config {
+            sas,
+            policies,
+            ..Config::default()
+        };
+        Ok((config, inline_keys))
     } else {
         check.list.sort_by_key(|problem| problem.line);
         Err(problems(check.list))

@@ -78,7 +78,7 @@ pub fn run(paths: Paths) -> Result<()> {
     let for_push = Region::from_fd(region.as_fd().try_clone_to_owned()?)?;
     let shared = Arc::new(Shared::new()?);
     let for_kernel = Region::from_fd(region.as_fd().try_clone_to_owned()?)?;
-    let stand_in = StandIn::new(for_kernel, paths.pins.clone(), |key| region.knows(key));
+    let stand_in = StandIn::new(for_kernel, &paths.pins, |key| region.knows(key));
     let stand_in = Arc::new(Mutex::new(stand_in));
     let state = State::new(region, &paths.state)?;
     let mut charon = Charon::open(&paths.run).context("peers to be held")?;
@@ -133,9 +133,8 @@ pub fn run(paths: Paths) -> Result<()> {
 /// Hears the kernel for ever. One without XFRM has nothing to tell.
 fn hear_kernel(manager: &Manager) {
     loop {
-        if let Err(error) = kernel::listen(|event| manager.hear_kernel(event)) {
-            debug!("events of the kernel: {error}");
-        }
+        let Err(error) = kernel::listen(|event| manager.hear_kernel(event));
+        debug!("events of the kernel: {error}");
         std::thread::sleep(Duration::from_secs(10));
     }
 }

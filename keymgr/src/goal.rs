@@ -1,7 +1,6 @@
 //! What is wanted of all sources together, and how each policy may be served.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use culvert_proto::policy::{Mode, Selector};
 use culvert_proto::sa::{SaId, StateRef};
@@ -29,19 +28,8 @@ pub(crate) struct Goal {
 pub(crate) struct How {
     /// By whom.
     pub(crate) mode: Mode,
-    /// What its SAs would be, as negotiated for the first packet.
-    pub(crate) trap: Option<Trap>,
-}
-
-/// What the kernel asks for when a packet finds no SA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Trap {
-    /// The policy's.
-    pub(crate) reqid: u32,
-    /// This host's end of the SAs.
-    pub(crate) local: IpAddr,
-    /// The peer's.
-    pub(crate) remote: IpAddr,
+    /// The reqid by which charon is asked when a packet finds no SA.
+    pub(crate) trap: Option<u32>,
 }
 
 /// An SA that only the kernel can serve.

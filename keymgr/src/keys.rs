@@ -72,10 +72,17 @@ fn check_metadata(metadata: &fs::Metadata, path: &Path) -> Result<(), String> {
 /// What stands for the key of an SA: an HMAC, from which nobody gets back to the key. It is the same in both
 /// directions: a key that one host has sent under, the other must not send under.
 pub(crate) fn fingerprint(sa: &SaSpec) -> Fingerprint {
+    fingerprint_of(sa.cipher.name(), &[sa.keymat.bytes()])
+}
+
+/// As [`fingerprint`], of keys for what has that name.
+pub(crate) fn fingerprint_of(name: &str, keys: &[&[u8]]) -> Fingerprint {
     let key = hmac::Key::new(hmac::HMAC_SHA256, b"culvert key fingerprint 1");
     let mut context = hmac::Context::with_key(&key);
-    context.update(sa.cipher.name().as_bytes());
-    context.update(sa.keymat.bytes());
+    context.update(name.as_bytes());
+    for key in keys {
+        context.update(key);
+    }
     let tag = context.sign();
     let mut fingerprint = Fingerprint::default();
     fingerprint.copy_from_slice(&tag.as_ref()[..16]);

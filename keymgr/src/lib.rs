@@ -11,6 +11,7 @@ pub mod config;
 pub mod daemon;
 mod entry;
 mod events;
+mod fallback;
 mod goal;
 pub mod kernel;
 mod keys;

@@ -98,23 +98,31 @@ impl Manager {
     /// What the kernel tells of its own accord.
     pub(crate) fn hear_kernel(&self, event: KernelEvent) {
         match event {
-            KernelEvent::Expired { sa, hard } => {
-                self.kernel().expired(&sa, hard);
-                let event = Event::Expired {
-                    sa,
-                    hard,
-                    limit: Limit::Kernel,
-                };
-                self.hear(event);
+            KernelEvent::Expired {
+                spi,
+                destination,
+                hard,
+            } => {
+                let sa = self.kernel().expired(spi, destination, hard);
+                if let Some(sa) = sa {
+                    let limit = Limit::Kernel;
+                    self.hear(Event::Expired { sa, hard, limit });
+                }
             }
-            KernelEvent::Acquire { reqid, .. } => {
-                self.alter(|sources| sources.charon.acquire(reqid));
+            KernelEvent::Acquire(acquire) => {
+                self.alter(|sources| sources.charon.acquire(acquire.reqid));
             }
-            KernelEvent::Mapping { sa, remote } => self.hear(Event::Moved {
-                sa,
-                address: remote.ip(),
-                port: remote.port(),
-            }),
+            KernelEvent::Mapping {
+                spi,
+                destination,
+                remote,
+            } => {
+                let sa = self.kernel().find_id(spi, destination);
+                if let Some(sa) = sa {
+                    let (address, port) = (remote.ip(), remote.port());
+                    self.hear(Event::Moved { sa, address, port });
+                }
+            }
             KernelEvent::Lost => warn!("events of the kernel were lost"),
         }
     }

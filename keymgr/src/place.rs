@@ -8,7 +8,7 @@ use culvert_proto::sa::{SaId, StateRef};
 use ipnet::IpNet;
 
 use crate::goal::Goal;
-use crate::kernel::{KernelPolicy, KernelSa};
+use crate::kernel::{KernelPolicy, KernelSa, Sas};
 use crate::wanted::Wanted;
 
 /// Whether somebody can serve at all; if not, why.
@@ -210,7 +210,7 @@ fn kernel_policies(
                 .any(|other| other.contains(net) || net.contains(*other))
             || (!is_host(&net) && hosts.iter().any(|host| net.contains(*host)))
     };
-    let mut policies = goal.others.clone();
+    let mut policies: Vec<KernelPolicy> = goal.others.iter().copied().collect();
     for (selector, spec) in &goal.wanted.policies {
         let mut spec = spec.clone();
         if !in_kernel(selector) {
@@ -227,18 +227,15 @@ fn kernel_policies(
                 Action::Bypass => Action::Bypass,
             };
         }
-        let how = goal.hows.get(selector);
-        policies.extend(KernelPolicy::of(
-            &spec,
-            |id| kernel_ends(goal, id),
-            how.and_then(|how| how.trap),
-        ));
+        let trap = goal.hows.get(selector).and_then(|how| how.trap);
+        let negotiated = named(&spec.action).find_map(|id| goal.reqids.get(id).copied());
+        let sas = Sas {
+            reqid: negotiated.or(trap).unwrap_or_default(),
+            trap: trap.is_some(),
+        };
+        // What has neither SAs nor anybody who would make some is blocked.
+        let some = trap.is_some() || named(&spec.action).next().is_some();
+        policies.extend(KernelPolicy::of(&spec, some.then_some(&sas)));
     }
-    policies
-}
-
-/// What a policy's template needs of an SA.
-fn kernel_ends(goal: &Goal, id: &SaId) -> Option<KernelSa> {
-    let only = goal.kernel_only.get(id).map(|only| only.sa.clone());
-    only.or_else(|| Some(kernel_sa(goal, id).ok()??.0))
+    KernelPolicy::merge(policies).into_iter().collect()
 }

@@ -15,7 +15,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use crate::daemon::PROGRAM;
-use crate::place::{Division, divide};
+use crate::place::{Division, Ready, divide};
 use crate::shared::Shared;
 use crate::stand_in::StandIn;
 use crate::state::now;
@@ -54,6 +54,13 @@ pub(crate) struct Steward {
     /// The process of a datapath that hung, and the last beat of its heart.
     hung: Option<(i32, u64)>,
     last_problem: String,
+}
+
+fn usable(ready: &Result<(), String>) -> Ready<'_> {
+    match ready {
+        Ok(()) => Ok(()),
+        Err(why) => Err(why),
+    }
 }
 
 /// A connection, and what is known of the heart at its end.
@@ -121,13 +128,13 @@ impl Steward {
         let mut kernel = self.kernel();
         kernel.look_again();
         let ready = kernel.ready();
-        let division = divide(&goal, Err(&why), ready.as_deref().map(|_| ()));
+        let division = divide(&goal, Err(&why), usable(&ready));
         let moved = kernel.take_over(&division.kernel);
         kernel.give_back(&division.kernel, &Wanted::default());
         kernel.tell(&self.shared, division.places, moved, Vec::new(), began);
         drop(kernel);
         self.shared
-            .stood_in(generation, &why, ready.as_deref().map(|_| ()));
+            .stood_in(generation, &why, usable(&ready));
     }
 
     fn connect(&mut self) -> Result<Connection, Ended> {
@@ -181,7 +188,7 @@ impl Steward {
             let (generation, goal) = self.shared.goal();
             let began = Instant::now();
             let ready = self.kernel().ready();
-            let division = divide(&goal, Ok(()), ready.as_deref().map(|_| ()));
+            let division = divide(&goal, Ok(()), usable(&ready));
             // First, so that what goes there is never nowhere for longer than it takes.
             let moved = self.kernel().take_over(&division.kernel);
             self.push(connection, &mut pushed, &division.datapath, reset)?;

@@ -1,6 +1,6 @@
 //! The eBPF map of the SPIs that go to the workers: what the kernel is to open must not be in it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -20,7 +20,7 @@ pub(crate) struct Spis {
 
 impl Spis {
     /// Below the folder that is `pins` in the datapath's settings.
-    pub(crate) fn new(pins: PathBuf) -> Self {
+    pub(crate) fn new(pins: &Path) -> Self {
         Self {
             path: pins.join("maps").join(MAP),
         }

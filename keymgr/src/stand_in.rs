@@ -7,12 +7,13 @@
 //! ([`Holder::Kernel`]): if such an SA is not in the kernel any more, its key is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use culvert_proto::policy::{Place, Selector};
-use culvert_proto::sa::{Direction, SaId, SaSpec, StateRef};
+use culvert_proto::sa::{Direction, SaId, SaSpec, Spi, StateRef};
 use culvert_proto::status::{Handovers, KernelSaStatus};
 use culvert_state::handover::{self, Holder};
 use culvert_state::layout::{both, outbound};
@@ -31,17 +32,18 @@ use crate::wanted::Wanted;
 /// How often a kernel that could not serve is asked again: a module may have been loaded.
 const AGAIN: Duration = Duration::from_secs(10);
 
+/// How long after the steering was turned no packet is on its way through the kernel any more.
+const SETTLE: Duration = Duration::from_millis(3);
+
 /// An SA in the kernel.
 #[derive(Debug)]
 struct Held {
-    /// As it was installed; `None` if that was by a key manager before this one.
-    sa: Option<KernelSa>,
-    /// Its state, once it is known.
-    state: Option<StateRef>,
-    fingerprint: Fingerprint,
+    sa: KernelSa,
+    state: StateRef,
 }
 
 /// What of ours is in the kernel.
+#[derive(Debug)]
 pub(crate) struct StandIn {
     kernel: Option<Kernel>,
     ready: Result<(), String>,
@@ -49,6 +51,8 @@ pub(crate) struct StandIn {
     region: Region,
     spis: Spis,
     held: BTreeMap<SaId, Held>,
+    /// What a key manager before this one has left there.
+    left: BTreeMap<(Spi, IpAddr), Fingerprint>,
     policies: BTreeSet<KernelPolicy>,
     refused: BTreeMap<SaId, String>,
     handovers: Handovers,
@@ -58,7 +62,7 @@ impl StandIn {
     /// Takes up what a key manager before this one has left in the kernel, which `ours` knows by their keys.
     pub(crate) fn new(
         region: Region,
-        pins: PathBuf,
+        pins: &Path,
         ours: impl Fn(&Fingerprint) -> bool,
     ) -> Self {
         let mut this = Self {
@@ -68,6 +72,7 @@ impl StandIn {
             region,
             spis: Spis::new(pins),
             held: BTreeMap::new(),
+            left: BTreeMap::new(),
             policies: BTreeSet::new(),
             refused: BTreeMap::new(),
             handovers: Handovers::default(),
@@ -89,12 +94,8 @@ impl StandIn {
         };
         for found in kernel.sas().map_err(|error| error.to_string())? {
             if let Some(fingerprint) = found.fingerprint.filter(&ours) {
-                let held = Held {
-                    sa: None,
-                    state: None,
-                    fingerprint,
-                };
-                self.held.insert(found.id, held);
+                let name = (found.spi, found.destination);
+                self.left.insert(name, fingerprint);
             }
         }
         self.policies = kernel
@@ -102,10 +103,10 @@ impl StandIn {
             .map_err(|error| error.to_string())?
             .into_iter()
             .collect();
-        if !self.held.is_empty() || !self.policies.is_empty() {
+        if !self.left.is_empty() || !self.policies.is_empty() {
             info!(
                 "the kernel has {} SAs and {} policies of ours",
-                self.held.len(),
+                self.left.len(),
                 self.policies.len()
             );
         }
@@ -121,7 +122,8 @@ impl StandIn {
             }
         }
         if let Some(kernel) = &mut self.kernel {
-            self.ready = kernel.probe();
+            // With the module for one version of IP the other's may be missing: that is seen when it is wanted.
+            self.ready = kernel.probe(false).or_else(|why| kernel.probe(true).map_err(|_| why));
         }
     }
 
@@ -166,12 +168,16 @@ impl StandIn {
         let Some(kernel) = self.kernel.as_mut() else {
             return moved;
         };
-        for policy in part.policies.difference(&self.policies) {
-            if let Err(error) = kernel.set_policy(policy) {
-                warn!("{error}");
+        for policy in part.policies.difference(&self.policies.clone()) {
+            match kernel.set_policy(policy) {
+                Ok(()) => {
+                    // It has taken the place of another one, if there was one of its name.
+                    self.policies.retain(|other| other.name() != policy.name());
+                    self.policies.insert(*policy);
+                }
+                Err(error) => warn!("{error}"),
             }
         }
-        self.policies.extend(part.policies.iter().cloned());
         moved
     }
 
@@ -179,18 +185,20 @@ impl StandIn {
     fn take_one(&mut self, id: &SaId, sa: &KernelSa, state: StateRef) -> Result<bool, String> {
         let words = self.words(state).ok_or("no state")?;
         let fingerprint = sa.fingerprint();
+        if self.left.get(&(id.spi, id.destination)) == Some(&fingerprint) {
+            info!("{id}: found in the kernel");
+            self.left.remove(&(id.spi, id.destination));
+            let sa = sa.clone();
+            self.held.insert(*id, Held { sa, state });
+            return Ok(false);
+        }
         let mut before = None;
-        if let Some(held) = self.held.get_mut(id) {
-            if held.sa.is_none() && held.fingerprint == fingerprint {
-                info!("{id}: found in the kernel");
-                held.sa = Some(sa.clone());
-                held.state = Some(state);
-            }
-            if held.sa.as_ref() == Some(sa) {
+        if let Some(held) = self.held.get(id) {
+            if held.sa == *sa {
                 return Ok(false);
             }
             // Something of it has changed, such as its ends, or it is another.
-            let same = held.fingerprint == fingerprint;
+            let same = held.sa.fingerprint() == fingerprint;
             let progress = self.take_from_kernel(id)?;
             before = same.then_some(progress);
         }
@@ -220,12 +228,8 @@ impl StandIn {
         if id.direction == Direction::In {
             self.spis.leave_to_kernel(id);
         }
-        let held = Held {
-            sa: Some(sa.clone()),
-            state: Some(state),
-            fingerprint,
-        };
-        self.held.insert(*id, held);
+        let sa = sa.clone();
+        self.held.insert(*id, Held { sa, state });
         Ok(!kernel_only && progress.packets > 0)
     }
 
@@ -263,12 +267,17 @@ impl StandIn {
             }
             self.policies.remove(&policy);
         }
+        self.know_what_was_left(datapath);
         let gone: Vec<SaId> = self
             .held
             .keys()
             .filter(|id| !part.sas.contains_key(id))
             .copied()
             .collect();
+        if gone.iter().any(|id| id.direction == Direction::In) {
+            // The kernel may be opening packets that came before they were steered to the workers.
+            std::thread::sleep(SETTLE);
+        }
         for id in gone {
             match self.return_one(&id, datapath.sas.get(&id)) {
                 Ok(true) => returned.push(id),
@@ -279,34 +288,54 @@ impl StandIn {
         returned
     }
 
+    /// What a key manager before this one has left in the kernel is the datapath's, or nobody's.
+    fn know_what_was_left(&mut self, datapath: &Wanted) {
+        for ((spi, destination), fingerprint) in std::mem::take(&mut self.left) {
+            let ids = [Direction::In, Direction::Out].map(|direction| SaId {
+                direction,
+                spi,
+                destination,
+            });
+            let wanted = ids.iter().find_map(|id| {
+                let spec = datapath.sas.get(id)?;
+                let same = keys::fingerprint(spec) == fingerprint;
+                Some((*id, KernelSa::of(spec, 0).ok().filter(|_| same)?, spec.state))
+            });
+            match wanted {
+                Some((id, sa, state)) => {
+                    self.held.insert(id, Held { sa, state });
+                }
+                // Nobody knows where its numbers are kept: they are lost with it.
+                None => {
+                    if let Err(problem) = self.take_from_kernel(&ids[0]) {
+                        warn!("{problem}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether it went to the datapath.
     fn return_one(&mut self, id: &SaId, wanted: Option<&SaSpec>) -> Result<bool, String> {
-        let held = self.held.get(id);
-        let (fingerprint, state, sa) = match held {
-            Some(held) => (held.fingerprint, held.state, held.sa.clone()),
-            None => return Ok(false),
-        };
-        let wanted = wanted.filter(|spec| keys::fingerprint(spec) == fingerprint);
-        let progress = self.take_from_kernel(id)?;
-        // Of one that a key manager before this one had installed, and that nobody wants, the state is not known: its
-        // key stays lost.
-        let Some(state) = state.or(wanted.map(|spec| spec.state)) else {
+        let Some(held) = self.held.get(id) else {
             return Ok(false);
         };
+        let (sa, state) = (held.sa.clone(), held.state);
+        let wanted = wanted.filter(|spec| keys::fingerprint(spec) == sa.fingerprint());
+        let progress = self.take_from_kernel(id)?;
         let words = self.words(state).ok_or("no state")?;
         let Some(progress) = progress else {
             self.lose(&words);
             return Err(format!("{id}: the kernel does not have it any more"));
         };
         note(&words, &progress);
-        if sa.is_some_and(|sa| is_counted_only(&sa, state)) {
+        if is_counted_only(&sa, state) {
             return Ok(false);
         }
-        let window = wanted.map_or(0, |spec| spec.replay_window);
-        if wanted.is_none() {
-            // The numbers are kept for a static key that comes back.
-            keep(&words, &progress);
-        } else {
-            go_on(&words, window, &progress);
+        match wanted {
+            Some(spec) => go_on(&words, spec.replay_window, &progress),
+            // For a static key that comes back.
+            None => keep(&words, &progress),
         }
         handover::set_holder(&words, Holder::Culvert);
         Ok(wanted.is_some())
@@ -383,16 +412,17 @@ impl StandIn {
         let found = kernel.sas().unwrap_or_default().into_iter();
         found
             .filter_map(|found| {
-                let sa = self.held.get(&found.id)?.sa.as_ref()?;
+                let sa = &self.held.get(&id_of(&self.held, found.spi, found.destination)?)?.sa;
+                let progress = found.progress(sa.id.direction);
                 Some(KernelSaStatus {
-                    direction: found.id.direction,
-                    spi: found.id.spi,
+                    direction: sa.id.direction,
+                    spi: found.spi,
                     source: sa.source,
-                    destination: found.id.destination,
+                    destination: found.destination,
                     algorithm: sa.algorithm.to_string(),
-                    packets: found.progress.packets,
-                    bytes: found.progress.bytes,
-                    sequence: match &found.progress.numbers {
+                    packets: progress.packets,
+                    bytes: progress.bytes,
+                    sequence: match &progress.numbers {
                         Numbers::Sent(last) => *last,
                         Numbers::Received(window) => window.highest,
                     },
@@ -413,35 +443,41 @@ impl StandIn {
             return;
         };
         for found in found {
-            let state = self.held.get(&found.id).and_then(|held| held.state);
-            if let Some(words) = state.and_then(|state| self.words(state)) {
-                note(&words, &found.progress);
+            let id = id_of(&self.held, found.spi, found.destination);
+            let held = id.and_then(|id| self.held.get(&id));
+            if let Some(held) = held
+                && let Some(words) = self.words(held.state)
+            {
+                note(&words, &found.progress(held.sa.id.direction));
             }
         }
     }
 
     /// Notes how much one SA was used, if the kernel has it.
     pub(crate) fn count_one(&mut self, id: &SaId) {
-        let Some(state) = self.held.get(id).and_then(|held| held.state) else {
+        let Some(state) = self.held.get(id).map(|held| held.state) else {
             return;
         };
-        let progress = match self.kernel.as_mut().map(|kernel| kernel.read_sa(id)) {
-            Some(Ok(Some(progress))) => progress,
-            _ => return,
-        };
-        if let Some(words) = self.words(state) {
+        let progress = self.kernel.as_mut().map(|kernel| kernel.read_sa(id));
+        if let Some(Ok(Some(progress))) = progress
+            && let Some(words) = self.words(state)
+        {
             note(&words, &progress);
         }
     }
 
-    /// A lifetime was reached in the kernel.
-    pub(crate) fn expired(&mut self, id: &SaId, hard: bool) {
-        if let Some(state) = self.held.get(id).and_then(|held| held.state)
-            && let Some(words) = self.words(state)
-        {
-            let reached = if hard { both::EXPIRED } else { both::EXPIRING };
-            words[both::STATE].fetch_max(reached, Ordering::Relaxed);
-        }
+    /// A lifetime was reached in the kernel, of which SA of ours.
+    pub(crate) fn expired(&mut self, spi: Spi, destination: IpAddr, hard: bool) -> Option<SaId> {
+        let id = id_of(&self.held, spi, destination)?;
+        let words = self.words(self.held.get(&id)?.state)?;
+        let reached = if hard { both::EXPIRED } else { both::EXPIRING };
+        words[both::STATE].fetch_max(reached, Ordering::Relaxed);
+        Some(id)
+    }
+
+    /// The SA of ours that the kernel has under that name.
+    pub(crate) fn find_id(&self, spi: Spi, destination: IpAddr) -> Option<SaId> {
+        id_of(&self.held, spi, destination)
     }
 
     /// Removes everything of ours. Returns how many SAs and policies it was.
@@ -450,6 +486,16 @@ impl StandIn {
         self.give_back(&KernelPart::default(), &Wanted::default());
         count
     }
+}
+
+/// The kernel knows no directions.
+fn id_of(held: &BTreeMap<SaId, Held>, spi: Spi, destination: IpAddr) -> Option<SaId> {
+    let ids = [Direction::In, Direction::Out].map(|direction| SaId {
+        direction,
+        spi,
+        destination,
+    });
+    ids.into_iter().find(|id| held.contains_key(id))
 }
 
 /// Whether an SA has no window in its state, as only the kernel can serve it.

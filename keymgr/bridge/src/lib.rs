@@ -27,7 +27,7 @@ pub use records::{
 pub use socket::{Connection, Error};
 
 /// Version of the protocol. Raised by every change of a message.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Longest message in bytes: some thousands of policies.
 pub const MAX_MESSAGE: u32 = 4 << 20;

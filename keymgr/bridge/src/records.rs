@@ -167,6 +167,8 @@ record! {
         key: Secret,
         /// IKEv2 transform ID of the integrity algorithm; 0 with an AEAD.
         integrity: u16,
+        /// Key of the integrity algorithm; empty with an AEAD.
+        integrity_key: Secret,
         /// Extended sequence numbers.
         esn: bool,
         /// Replay window in packets.

@@ -14,7 +14,6 @@ use ipnet::IpNet;
 
 use super::leaving::is_trap;
 use super::{Installed, NotServed, TRANSPORT};
-use crate::goal::Trap;
 
 const UDP: u8 = 17;
 const PORT: u16 = 6081;
@@ -115,7 +114,7 @@ fn ports(selector: &TrafficSelector) -> Ports {
 }
 
 /// The priority that kernel-netlink would give it; the least counts.
-fn order(policy: &Policy) -> u32 {
+pub(crate) fn order(policy: &Policy) -> u32 {
     match policy.manual_priority {
         0 => automatic_order(policy),
         manual => manual,
@@ -145,7 +144,7 @@ fn automatic_order(policy: &Policy) -> u32 {
 pub(super) struct Composed {
     pub(super) spec: PolicySpec,
     pub(super) tunnel: TunnelStatus,
-    pub(super) trap: Option<Trap>,
+    pub(super) trap: Option<u32>,
 }
 
 /// Joins the policies that charon has installed, in the order of their installation. As in kernel-netlink, of those
@@ -243,11 +242,7 @@ impl Group<'_> {
         };
         let trapped = all().find(|policy| trap(policy) && policy.name.direction == Way::Out);
         Some(Composed {
-            trap: trapped.map(|policy| Trap {
-                reqid: policy.reqid,
-                local: policy.source,
-                remote: policy.destination,
-            }),
+            trap: trapped.map(|policy| policy.reqid),
             spec: PolicySpec {
                 selector: selector.clone(),
                 order,

@@ -14,7 +14,7 @@ const ESP: u8 = 50;
 // RFC 4303 §3.4.3 [3.4.3-window-larger]: the size of the window is the receiver's own business.
 /// The least replay window that an SA gets: charon asks for 32 where nobody says otherwise, which is less than what
 /// the queues and cores on the way may exchange.
-const LEAST_WINDOW: u32 = 1024;
+pub(crate) const LEAST_WINDOW: u32 = 1024;
 
 /// Checks an SA. It has no state yet.
 pub(super) fn accept(sa: &Sa) -> Result<SaSpec, NotServed> {
@@ -84,7 +84,8 @@ pub(super) fn encapsulation(
     })
 }
 
-fn lifetime(lifetimes: Lifetimes) -> Lifetime {
+/// Lifetimes; charon's 0 is none.
+pub(crate) fn lifetime(lifetimes: Lifetimes) -> Lifetime {
     let limit = |value: u64| (value != 0).then_some(value);
     Lifetime {
         soft: Limits {

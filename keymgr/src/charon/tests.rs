@@ -31,6 +31,7 @@ pub(super) fn sa(spi: u32, inbound: bool, key: u8) -> Sa {
         encryption: 20,
         key: Secret::new(vec![key; 36]),
         integrity: 1024,
+        integrity_key: Secret::new(Vec::new()),
         esn: true,
         replay_window: 32,
         tfc: 0,
@@ -128,9 +129,12 @@ impl Fixture {
     }
 
     fn wanted(&self) -> Wanted {
-        let mut wanted = self.file.clone();
-        self.charon.add_to(&mut wanted);
-        wanted
+        let mut goal = Goal {
+            wanted: self.file.clone(),
+            ..Goal::default()
+        };
+        self.charon.add_to(&mut goal);
+        goal.wanted
     }
 
     fn action(&self) -> Action {
@@ -300,6 +304,7 @@ fn file_and_charon_do_not_share_names() {
     let file = Config {
         sas: wanted.sas.values().cloned().collect(),
         policies: wanted.policies.values().cloned().collect(),
+        ..Config::default()
     };
     assert_eq!(it.charon.clashes(&file).len(), 1);
     it.charon.flush_sas(&mut it.state);

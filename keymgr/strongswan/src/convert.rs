@@ -42,6 +42,7 @@ pub(crate) fn sa(id: &SaId, data: &AddSa) -> Result<Sa> {
             AUTH_UNDEFINED => 0,
             algorithm => algorithm,
         },
+        integrity_key: Secret::new(data.int_key.bytes().to_vec()),
         esn: data.esn,
         replay_window: data.replay_window,
         tfc: data.tfc,

@@ -31,6 +31,7 @@ fn sa() -> Sa {
         encryption: 20,
         key: Secret::new(vec![0x5a; 36]),
         integrity: 0,
+        integrity_key: Secret::new(vec![0xa5; 32]),
         esn: true,
         replay_window: 32,
         tfc: 0,

@@ -60,6 +60,7 @@ fn sa(spi: u32) -> Sa {
         encryption: 20,
         key: Secret::new(vec![0xa5; 36]),
         integrity: 0,
+        integrity_key: Secret::new(Vec::new()),
         esn: true,
         replay_window: 32,
         tfc: 0,
