@@ -11,8 +11,8 @@ use std::time::Duration;
 use culvert_esp::sequence;
 use culvert_proto::event::{Event, Events, Limit};
 use culvert_proto::sa::{Action, Direction, Limits, SaSpec, Selector};
-use culvert_state::Words;
 use culvert_state::layout::{both, inbound, outbound};
+use culvert_state::{Words, handover};
 use hashbrown::HashMap;
 use log::{debug, info};
 
@@ -154,10 +154,16 @@ impl Monitor {
             self.take(list, now);
         }
         for (Watched { spec, state }, told) in self.list.sas.iter().zip(&mut self.told) {
+            if spec.id.direction == Direction::In {
+                report_move(spec, state, told, journal);
+            }
+            // What the kernel has, it counts and keeps alive itself.
+            if handover::is_fenced(state) {
+                continue;
+            }
             expire(spec, state, now, told, journal);
-            match spec.id.direction {
-                Direction::In => report_move(spec, state, told, journal),
-                Direction::Out => keep_alive(spec, state, now, told),
+            if spec.id.direction == Direction::Out {
+                keep_alive(spec, state, now, told);
             }
         }
         for policy in &self.list.lacking {
@@ -267,7 +273,7 @@ fn exhausted(spec: &SaSpec, state: &Words, hard: bool) -> Option<Limit> {
     }
     let last = sequence::last(spec.esn);
     let limit = if hard { last } else { last / 4 * 3 };
-    (read(state, outbound::LEASED) >= limit).then_some(Limit::Sequence)
+    (handover::leased(state) >= limit).then_some(Limit::Sequence)
 }
 
 /// Tells where a peer behind NAT is now.

@@ -297,7 +297,7 @@ fn seal_run(sa: &OutboundSa, wire_mtu: usize, now: u64, run: &mut [Sorted]) {
                 Err(reason) => Outcome::Drop(reason),
             }
         } else {
-            Outcome::Drop(DropReason::SequenceExhausted)
+            Outcome::Drop(sa.without_numbers())
         };
     }
     sa.count(packets, bytes);

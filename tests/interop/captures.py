@@ -117,10 +117,10 @@ def first_sequence(esn, rng):
     count = 2 * FRAMES
     if not esn:
         return rng.choice([1, rng.randrange(1, (1 << 32) - count), (1 << 32) - count])
-    # Across the point where the lower half begins anew, the first time or another. (From 2^52 on, Culvert's
+    # Across the point where the lower half begins anew, the first time or another. (From 2^51 on, Culvert's
     # window takes nothing more.)
     edge = rng.choice([1, 1, rng.randrange(1, 1 << 19)]) << 32
-    return rng.choice([1, rng.randrange(1, 1 << 51), *[edge - rng.randrange(1, count)] * 3])
+    return rng.choice([1, rng.randrange(1, 1 << 50), *[edge - rng.randrange(1, count)] * 3])
 
 
 def captured(path):

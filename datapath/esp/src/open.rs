@@ -72,7 +72,10 @@ pub fn open<F: Frame>(
     }
     // RFC 4303 [3.4.3-integrity-discarded, 3.4.4.2-discarded]: a wrong ICV is the end.
     // RFC 4303 §3.4.3 [3.4.3-same-number]: under the number that was checked, or the ICV is wrong.
-    authenticate(sa, packet, esp, text, icv, sequence, iv).map_err(|_| token.refusal())?;
+    authenticate(sa, packet, esp, text, icv, sequence, iv).map_err(|_| {
+        sa.window.mend();
+        token.refusal()
+    })?;
     // RFC 4303 §3.4.3 [3.4.3-moves-after]
     sa.window.commit(token)?;
 

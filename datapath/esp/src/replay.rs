@@ -1,7 +1,7 @@
 //! The replay window (RFC 4303 §3.4.3 and appendix A), lock-free and in memory that outlives the datapath.
 //!
-//! A ring of 64-bit words; a word covers a block of 16 sequence numbers: 48 bits say which block, 16 bits
-//! which of its numbers were received. A block that comes round again takes the word over, so moving the
+//! A ring of 64-bit words; a word covers a block of 16 sequence numbers: 47 bits say which block, 16 bits
+//! which of its numbers were received, and one bit fences it (`culvert_state::handover`). A block that comes round again takes the word over, so moving the
 //! right edge clears nothing, and a number is accepted by one compare-and-swap on one word: whatever
 //! the workers race for and wherever a process dies, no number is accepted twice.
 //!
@@ -12,11 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use culvert_packet::reason::DropReason;
 use culvert_state::Words;
-use culvert_state::layout::inbound::{BLOCK, HIGHEST, RING, words};
-
-/// Bits of a ring word that are the map of a block; the others name the block.
-const MAP_BITS: u32 = 16;
-const _: () = assert!(BLOCK == MAP_BITS as u64);
+use culvert_state::layout::inbound::{
+    BLOCK, FENCE, HIGHEST, HIGHEST_KEPT, LAST, MAP_BITS, RING, words,
+};
 
 /// The replay window of one inbound SA.
 #[derive(Debug)]
@@ -87,9 +85,14 @@ impl ReplayWindow {
     ///
     /// # Errors
     /// [`DropReason::Replayed`] for a number received before, [`DropReason::TooOld`] for one left of the
-    /// window, and for 0, which is never sent.
+    /// window, and for 0, which is never sent; [`DropReason::HandedOver`] if the SA is fenced.
     #[inline]
     pub fn check(&self, low: u32) -> Result<Token, DropReason> {
+        self.look(low).map_err(|reason| self.refusal(reason))
+    }
+
+    #[inline]
+    fn look(&self, low: u32) -> Result<Token, DropReason> {
         let highest = self.highest();
         let sequence = if self.esn {
             self.infer(highest, low).ok_or(DropReason::TooOld)?
@@ -111,7 +114,8 @@ impl ReplayWindow {
     /// (RFC 4303 §3.4.3: "MUST NOT … until the integrity check succeeds").
     ///
     /// # Errors
-    /// [`DropReason::Replayed`] or [`DropReason::TooOld`] if another worker was faster.
+    /// [`DropReason::Replayed`] or [`DropReason::TooOld`] if another worker was faster; [`DropReason::HandedOver`] if
+    /// the SA was fenced since.
     #[inline]
     #[expect(clippy::needless_pass_by_value, reason = "a token is good for once")]
     pub fn commit(&self, token: Token) -> Result<(), DropReason> {
@@ -119,7 +123,7 @@ impl ReplayWindow {
         let word = self.word(sequence);
         let mut seen = word.load(Ordering::Relaxed);
         loop {
-            let marked = Self::mark(seen, sequence)?;
+            let marked = Self::mark(seen, sequence).map_err(|reason| self.refusal(reason))?;
             match word.compare_exchange_weak(seen, marked, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(now) => seen = now,
@@ -132,6 +136,28 @@ impl ReplayWindow {
             self.words[HIGHEST].store(sequence, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Why a number is refused for which `reason` was found.
+    #[cold]
+    fn refusal(&self, reason: DropReason) -> DropReason {
+        if self.words[HIGHEST_KEPT].load(Ordering::Relaxed) & FENCE == 0 {
+            self.mend();
+            reason
+        } else {
+            DropReason::HandedOver
+        }
+    }
+
+    /// Brings the edge to where it was when the SA was last released, if it is behind. A worker that was stopped in the
+    /// middle of [`ReplayWindow::commit`] and woke up after a handover may have set it back that far, and with ESN
+    /// numbers would be read as others then, which are too old or do not authenticate. To be called when one does not.
+    #[cold]
+    pub fn mend(&self) {
+        let kept = self.words[HIGHEST_KEPT].load(Ordering::Relaxed);
+        if kept & FENCE == 0 && kept > self.highest() {
+            self.words[HIGHEST].fetch_max(kept, Ordering::Relaxed);
+        }
     }
 
     // RFC 4303 [A2.2-high-half, 2.2.1-esn]
@@ -166,12 +192,12 @@ impl ReplayWindow {
     /// The ring word after `sequence` was received.
     #[inline]
     fn mark(word: u64, sequence: u64) -> Result<u64, DropReason> {
-        // 48 bits name a block of 16: enough for 2^52 packets, 10 years at 10 million a second. Above,
-        // the names would repeat, and everything is refused.
-        let block = sequence / BLOCK;
-        if block >> (64 - MAP_BITS) != 0 {
+        // 47 bits name a block of 16: enough for 2^51 packets, 7 years at 10 million a second. Above,
+        // blocks have no names, and everything is refused. The block of a fenced word is above, too.
+        if sequence > LAST {
             return Err(DropReason::TooOld);
         }
+        let block = sequence / BLOCK;
         let bit = 1 << (sequence % BLOCK);
         match block.cmp(&(word >> MAP_BITS)) {
             std::cmp::Ordering::Greater => Ok(block << MAP_BITS | bit),

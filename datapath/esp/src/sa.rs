@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use culvert_packet::headers::{Address, mapped};
+use culvert_packet::reason::DropReason;
 use culvert_proto::sa::{
     Cipher, Direction, REPLAY_WINDOW, SALT_LENGTH, SaId, SaSpec, UdpEncapsulation,
 };
-use culvert_state::Words;
 use culvert_state::layout::{both, inbound, outbound};
+use culvert_state::{Words, handover};
 
 use crate::aead::{Aead, Backend};
 use crate::replay::ReplayWindow;
@@ -302,9 +303,18 @@ impl OutboundSa {
     /// The highest number leased.
     #[must_use]
     pub fn leased(&self) -> u64 {
-        self.common.state[outbound::LEASED]
-            .load(Ordering::Relaxed)
-            .min(self.last)
+        handover::leased(&self.common.state).min(self.last)
+    }
+
+    /// Why a lease is empty.
+    #[cold]
+    #[must_use]
+    pub fn without_numbers(&self) -> DropReason {
+        if handover::is_fenced(&self.common.state) {
+            DropReason::HandedOver
+        } else {
+            DropReason::SequenceExhausted
+        }
     }
 
     /// Adds to the SA's totals.

@@ -8,6 +8,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use culvert_state::layout::inbound;
+
 /// A sequence number to be used once: it cannot be copied, and sealing consumes it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Sequence(u64);
@@ -37,9 +39,10 @@ pub struct Lease {
 impl Lease {
     // RFC 4303 [2.2-new-sa-in-time, 3.3.3-no-cycle, 3.3.3-first-is-one]
     /// Leases the next `count` numbers up to and including `last`, the highest that the SA may use; fewer,
-    /// or none, when it comes to its end.
+    /// or none, when it comes to its end; none when it is fenced (`culvert_state::handover`).
     pub fn new(leased: &AtomicU64, count: u32, last: u64) -> Self {
-        // An exhausted counter is left alone, so that it cannot creep to its own overflow.
+        // An exhausted counter is left alone, so that it cannot creep to its own overflow. One that is fenced is higher
+        // than `last`; if that comes between these two steps, `before` is, and the lease is empty all the same.
         if leased.load(Ordering::Relaxed) >= last {
             return Self { next: 0, end: 0 };
         }
@@ -62,10 +65,10 @@ impl Lease {
 }
 
 /// The last number that an SA may use. With ESN it is the last one that [`crate::replay`] has a name for: more than
-/// ten years at ten million packets a second, and far enough from 2^64 that no lease gets there.
+/// seven years at ten million packets a second, and far enough from 2^63, the fence, that no lease gets there.
 #[must_use]
 pub const fn last(esn: bool) -> u64 {
-    if esn { (1 << 52) - 1 } else { u32::MAX as u64 }
+    if esn { inbound::LAST } else { u32::MAX as u64 }
 }
 
 #[cfg(test)]

@@ -47,6 +47,7 @@ reasons! {
     FragmentTooLarge, "fragment_too_large", "IP fragments of a datagram longer than a frame takes; lower the Geneve device's MTU";
     FragmentIncomplete, "fragment_incomplete", "IP fragments whose datagram did not become whole in time, or had to make room";
     NotOurs, "not_ours", "neither Geneve from the host nor ESP from the wire";
+    HandedOver, "handed_over", "the SA is with the kernel's IPsec, or on its way from there or to it";
     // Outbound.
     NoPolicy, "no_policy", "Geneve from the host that no policy covers";
     NoSa, "no_sa", "the policy says protect, but there is no outbound SA between these addresses";

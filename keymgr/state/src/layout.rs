@@ -29,6 +29,10 @@ pub mod outbound {
     pub const LEASED: usize = 0;
     /// UDP port of a peer behind NAT that has moved since the SA was made; 0: it has not.
     pub const PORT: usize = 6;
+    /// Who has the SA: see [`crate::handover::Holder`].
+    pub const HOLDER: usize = 7;
+    /// A bit of [`LEASED`] that makes it higher than any last number: nobody leases any more.
+    pub const FENCE: u64 = 1 << 63;
     /// Length of the state in words.
     pub const WORDS: usize = 8;
 }
@@ -47,22 +51,33 @@ pub mod inbound {
     pub const LATE: usize = 9;
     /// Packets that did not authenticate.
     pub const FAILED: usize = 10;
+    /// Who has the SA: see [`crate::handover::Holder`].
+    pub const HOLDER: usize = 11;
     /// Address that goes with [`PORT`], in two words, IPv4 mapped into IPv6.
     pub const ADDRESS: usize = 12;
+    /// With [`FENCE`]: the SA is fenced, and every number up to this one counts as received, whatever the ring
+    /// says. Without: the right edge when the SA was last released; 0: it never was fenced.
+    pub const HIGHEST_KEPT: usize = 14;
     /// First word of the replay window's ring.
     pub const RING: usize = 16;
 
-    /// Sequence numbers that a word of the ring covers: a 16-bit map; the other 48 bits say which
-    /// block of 16 sequence numbers the map stands for.
-    pub const BLOCK: u64 = PACKETS_A_WORD as u64;
+    // A word of the ring: FENCE │ 47 bits, which block │ 16 bits, which of its numbers were received.
 
-    const PACKETS_A_WORD: u32 = 16;
+    /// Bits of a ring word that are the map of a block; those above name the block.
+    pub const MAP_BITS: u32 = 16;
+    /// Sequence numbers that a block has.
+    pub const BLOCK: u64 = MAP_BITS as u64;
+    /// A bit of ring words, and of [`HIGHEST_KEPT`]. Being the highest of a ring word, it makes its block a later one
+    /// than there is: every number is refused there, and what the word says is kept.
+    pub const FENCE: u64 = 1 << 63;
+    /// The highest sequence number whose block has a name.
+    pub const LAST: u64 = (FENCE >> MAP_BITS) * BLOCK - 1;
 
     /// Length of the ring in words for a window of so many packets: a power of two that holds the
     /// window and the block being filled.
     #[must_use]
     pub const fn ring_words(window: u32) -> usize {
-        (window.div_ceil(PACKETS_A_WORD) as usize + 1).next_power_of_two()
+        (window.div_ceil(MAP_BITS) as usize + 1).next_power_of_two()
     }
 
     /// Length of the state in words for a window of so many packets.

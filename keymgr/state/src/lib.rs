@@ -3,8 +3,10 @@
 //! sequence number is ever sent twice, and no packet accepted twice, whoever dies).
 //!
 //! [`words`] is an SA's share of it, which the ESP core works on; [`layout`] says which word is what;
-//! [`region`] is the mapping, who claims which part of it, and for which key.
+//! [`region`] is the mapping, who claims which part of it, and for which key; [`handover`] is how the key manager
+//! takes an SA away from the workers, and gives it back.
 
+pub mod handover;
 pub mod layout;
 pub mod region;
 pub mod words;

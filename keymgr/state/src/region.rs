@@ -35,7 +35,7 @@ use crate::layout::{inbound, outbound};
 
 const MAGIC: u64 = u64::from_be_bytes(*b"culvertS");
 /// Raised by every change of this file's or [`crate::layout`]'s meaning.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 
 /// Length in words: 512 MiB of address space.
 const LENGTH: usize = 64 << 20;
@@ -49,6 +49,8 @@ const NEXT_WORD_AT: usize = 4;
 const NEXT_ENTRY_AT: usize = 5;
 /// How many entries were ever retired: the clock that says which was first.
 const RETIREMENTS_AT: usize = 6;
+/// When the datapath's workers were last all at work, in milliseconds of the monotonic clock; 0: never.
+const HEARTBEAT_AT: usize = 7;
 
 const DIRECTORY: usize = 512;
 const ENTRIES: usize = 1 << 18;
@@ -435,6 +437,17 @@ impl Region {
             self.word(at).store(0, Ordering::Relaxed);
         }
         Ok(number)
+    }
+
+    /// Notes that every worker of the datapath is at work. `now` is in milliseconds of the monotonic clock.
+    pub fn beat(&self, now: u64) {
+        self.word(HEARTBEAT_AT).store(now, Ordering::Relaxed);
+    }
+
+    /// When that was last noted, in milliseconds of the monotonic clock; 0: never.
+    #[must_use]
+    pub fn last_beat(&self) -> u64 {
+        self.word(HEARTBEAT_AT).load(Ordering::Relaxed)
     }
 
     /// The words at `offset`.
