@@ -239,3 +239,6 @@ fn kernel_policies(
     }
     KernelPolicy::merge(policies).into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -72,7 +72,7 @@ fn each_limit_is_told_of_once_soft_and_hard() {
             Limit::Packets => limits.packets = Some(value),
             Limit::Seconds => limits.seconds = Some(value),
             Limit::SecondsInUse => limits.seconds_in_use = Some(value),
-            Limit::Sequence => {}
+            Limit::Sequence | Limit::Kernel => {}
         }
         limits
     };
