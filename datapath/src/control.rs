@@ -12,10 +12,12 @@ use culvert_proto::message::{DatapathReply, DatapathRequest, Update};
 use culvert_proto::sa::{Action, Direction, SaSpec, StateRef};
 use culvert_proto::status::{DatapathStatus, PolicyStatus, PortStatus, SaStatus, WorkerStatus};
 use culvert_state::layout::{both, inbound, outbound};
-use culvert_state::{Region, Words};
+use culvert_state::{Region, Words, handover};
 use log::{info, warn};
+use signal_hook::consts::SIGTERM;
 
 use crate::guard::Guarded;
+use crate::heartbeat::Heart;
 use crate::monitor::{Journal, Watch, WatchList};
 use crate::steer::Steering;
 use crate::tables::{Compiled, Database, Installed};
@@ -42,6 +44,9 @@ pub struct Control {
     watch: Arc<Watch>,
     journal: Arc<Journal>,
     region: Option<Arc<Region>>,
+    heart: Arc<Heart>,
+    /// One more than there are connections that have sent an update: those of a key manager.
+    managers: Arc<()>,
     /// Whether the tables are the key manager's, and not yet those of an empty start.
     filled: bool,
 }
@@ -67,6 +72,8 @@ impl Control {
             watch: Arc::default(),
             journal: Arc::default(),
             region: None,
+            heart: Arc::default(),
+            managers: Arc::default(),
             filled: false,
         }
     }
@@ -86,6 +93,19 @@ impl Control {
     #[must_use]
     pub fn journal(&self) -> Arc<Journal> {
         Arc::clone(&self.journal)
+    }
+
+    /// Where the heartbeat goes.
+    #[must_use]
+    pub fn heart(&self) -> Arc<Heart> {
+        Arc::clone(&self.heart)
+    }
+
+    /// Whether there is nothing that somebody could still take over: no key manager listens, or all SAs are fenced.
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        let mut states = self.database.sas().filter_map(|(_, sa)| sa.state());
+        Arc::strong_count(&self.managers) == 1 || states.all(handover::is_fenced)
     }
 
     /// Applies a transaction, whole or not at all.
@@ -336,6 +356,7 @@ pub fn serve(listener: &Listener, control: &Arc<Mutex<Control>>) {
 fn converse(mut channel: Channel, control: &Mutex<Control>) -> Result<(), ChannelError> {
     channel.greeted::<DatapathRequest, DatapathReply>(PROGRAM)?;
     let mut pending: Option<Update> = None;
+    let mut manager = None;
     while let Some(request) = channel.receive()? {
         if let DatapathRequest::Events(after) = request {
             let journal = lock(control).journal();
@@ -344,35 +365,45 @@ fn converse(mut channel: Channel, control: &Mutex<Control>) -> Result<(), Channe
         }
         let mut control = lock(control);
         let reply = match request {
-            DatapathRequest::End => DatapathReply::Refused("not yet".to_owned()),
+            DatapathRequest::End => {
+                drop(control);
+                channel.send(&DatapathReply::Done)?;
+                signal_hook::low_level::raise(SIGTERM)?;
+                continue;
+            }
             DatapathRequest::Hello(_) | DatapathRequest::Events(_) => {
                 return Err(ChannelError::Unexpected);
             }
             DatapathRequest::Region => match channel.take_descriptor().map(Region::from_fd) {
                 Some(Ok(region)) => {
-                    control.region = Some(Arc::new(region));
+                    let region = Arc::new(region);
+                    control.heart.set(Arc::clone(&region));
+                    control.region = Some(region);
                     DatapathReply::Done
                 }
                 Some(Err(error)) => DatapathReply::Refused(error.to_string()),
                 None => DatapathReply::Refused("no file descriptor came with it".into()),
             },
-            DatapathRequest::Update(update) => match gather(&mut pending, update) {
-                Err(problem) => DatapathReply::Refused(problem),
-                Ok(None) => DatapathReply::Done,
-                Ok(Some(update)) => {
-                    let sizes = (update.add_sas.len(), update.add_policies.len());
-                    match control.apply(update) {
-                        Ok(()) => {
-                            info!("applied {} SAs and {} policies", sizes.0, sizes.1);
-                            DatapathReply::Done
-                        }
-                        Err(problem) => {
-                            warn!("update refused: {problem}");
-                            DatapathReply::Refused(problem)
+            DatapathRequest::Update(update) => {
+                manager.get_or_insert_with(|| Arc::clone(&control.managers));
+                match gather(&mut pending, update) {
+                    Err(problem) => DatapathReply::Refused(problem),
+                    Ok(None) => DatapathReply::Done,
+                    Ok(Some(update)) => {
+                        let sizes = (update.add_sas.len(), update.add_policies.len());
+                        match control.apply(update) {
+                            Ok(()) => {
+                                info!("applied {} SAs and {} policies", sizes.0, sizes.1);
+                                DatapathReply::Done
+                            }
+                            Err(problem) => {
+                                warn!("update refused: {problem}");
+                                DatapathReply::Refused(problem)
+                            }
                         }
                     }
                 }
-            },
+            }
             DatapathRequest::Status => DatapathReply::Status(Box::new(control.status())),
         };
         drop(control);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use culvert_proto::DATAPATH_SOCKET;
 use culvert_proto::channel::{Listener, Lock, make_directory};
+use culvert_proto::event::Event;
 use culvert_proto::status::PortStatus;
 use log::{error, info, warn};
 use nix::net::if_::if_nametoindex;
@@ -16,6 +17,7 @@ use signal_hook::iterator::{Handle as SignalsHandle, Signals};
 
 use crate::control::{self, Control};
 use crate::frame::Pool;
+use crate::heartbeat;
 use crate::host_port;
 use crate::monitor;
 use crate::nic::Nic;
@@ -28,6 +30,9 @@ use crate::worker::{Handle, Mtu, Worker};
 
 /// The MTU of a wire that takes IPv6's least MTU, 1280 bytes (RFC 8200 §5), sealed and in UDP.
 const LEAST_MTU_V6: usize = 1280 + 48;
+
+/// How long an end in order waits for the key manager to take over.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// Runs the datapath until SIGTERM or SIGINT. What it attached stays attached, and drops what it must
 /// protect, until the next start or [`remove`].
@@ -101,16 +106,25 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
             control::serve(&listener, &served);
         })?;
 
-    let (watched_sas, journal) = {
+    let (watched_sas, journal, heart, pulses) = {
         let control = control::lock(&control);
-        (control.watch(), control.journal())
+        let pulses: Vec<_> = control.workers().map(Handle::pulse).collect();
+        (control.watch(), control.journal(), control.heart(), pulses)
     };
+    let told = Arc::clone(&journal);
     let vital = Vital(signals.handle());
     std::thread::Builder::new()
         .name("monitor".to_owned())
         .spawn(move || {
             let _vital = vital;
-            monitor::run(&watched_sas, &journal);
+            monitor::run(&watched_sas, &told);
+        })?;
+    let vital = Vital(signals.handle());
+    std::thread::Builder::new()
+        .name("heartbeat".to_owned())
+        .spawn(move || {
+            let _vital = vital;
+            heartbeat::run(&heart, &pulses);
         })?;
 
     let watched = [settings.wire.clone(), settings.host_port.clone()]
@@ -128,7 +142,15 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
 
     let signal = signals.forever().next();
     match signal {
-        Some(signal) => info!("signal {signal}: ending; what is protected stays blocked"),
+        Some(signal) => {
+            info!(
+                "signal {signal}: ending; what is protected stays blocked, unless somebody takes over"
+            );
+            journal.add(Event::Leaving);
+            // Whoever has the lock may be the key manager.
+            let is_left = || control.try_lock().is_ok_and(|control| control.is_left());
+            wait(is_left, &mut signals, LEAVING);
+        }
         None => error!("ending, as something that is needed is gone; see above"),
     }
     let control = control::lock(&control);
@@ -144,6 +166,18 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
         "ended because an interface or a thread is gone"
     );
     Ok(())
+}
+
+/// Waits until `done`, but not for longer than `most`, nor when another signal comes or something that is needed is gone.
+fn wait(done: impl Fn() -> bool, signals: &mut Signals, most: Duration) {
+    let until = Instant::now() + most;
+    while !done()
+        && Instant::now() < until
+        && signals.pending().next().is_none()
+        && !signals.handle().is_closed()
+    {
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Returns when an interface is not the one any more that the programs and sockets are attached to: it was removed,
@@ -341,6 +375,25 @@ fn start(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_end_waits_for_the_key_manager_but_not_for_ever() {
+        use signal_hook::consts::{SIGUSR1, SIGUSR2};
+        let took = |done: bool, signals: &mut Signals, most: u64| {
+            let begun = Instant::now();
+            wait(|| done, signals, Duration::from_millis(most));
+            begun.elapsed()
+        };
+        let mut signals = Signals::new([SIGUSR1]).unwrap();
+        let (short, long) = (Duration::from_secs(5), 20_000);
+        assert!(took(true, &mut signals, long) < short);
+        assert!(took(false, &mut signals, 30) >= Duration::from_millis(30));
+        signal_hook::low_level::raise(SIGUSR1).unwrap();
+        assert!(took(false, &mut signals, long) < short);
+        let mut signals = Signals::new([SIGUSR2]).unwrap();
+        signals.handle().close();
+        assert!(took(false, &mut signals, long) < short);
+    }
 
     #[test]
     fn a_thread_that_dies_ends_the_process() {

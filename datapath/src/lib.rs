@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod frame;
 mod geneve;
 pub mod guard;
+pub mod heartbeat;
 pub mod host_port;
 mod keepalive;
 pub mod monitor;

@@ -43,7 +43,8 @@ struct Inner {
 }
 
 impl Journal {
-    fn add(&self, event: Event) {
+    /// Adds an event, and wakes those who wait for one.
+    pub fn add(&self, event: Event) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.last += 1;
         inner.list.push_back(event);

@@ -24,9 +24,9 @@ pub const BATCH: usize = 64;
 /// a busy link, shorter than anyone minds.
 const IDLE_TURNS: u32 = 256;
 
-/// Longest sleep in milliseconds. Packets and new tables end it at once; this bounds only how long frames
-/// that were sent wait to be reclaimed.
-const SLEEP: u16 = 1000;
+/// Longest sleep in milliseconds. Packets and new tables end it at once; this is for the heartbeat, which must not
+/// take a worker that has nothing to do for one that hangs.
+const SLEEP: u16 = 50;
 
 /// Counters of one worker. It alone writes them, anyone reads them.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub struct Counters {
     pub sleeps: AtomicU64,
     /// CPU time in nanoseconds, as of the last sleep or the last thousand turns.
     pub cpu: AtomicU64,
+    /// When it last began a turn, in milliseconds of the monotonic clock; 0: not yet.
+    pub seen: AtomicU64,
     drops: [AtomicU64; DropReason::COUNT],
 }
 
@@ -58,6 +60,7 @@ impl Default for Counters {
             bypassed: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
             cpu: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
             drops: [const { AtomicU64::new(0) }; DropReason::COUNT],
         }
     }
@@ -111,9 +114,28 @@ impl Handle {
         &self.shared.counters
     }
 
+    /// By which to see that it is at work.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        Pulse(Arc::clone(&self.shared))
+    }
+
     fn wake(&self) {
         // Fails only if the counter is full, and then the worker is being woken anyway.
         let _ = self.shared.wake.write(1);
+    }
+}
+
+/// Sign of life of a worker.
+#[derive(Debug)]
+pub struct Pulse(Arc<Shared>);
+
+impl Pulse {
+    /// When it last began a turn, in milliseconds of the clock of [`now`]; 0: not yet. It sleeps for no longer than
+    /// 50 milliseconds.
+    #[must_use]
+    pub fn seen(&self) -> u64 {
+        self.0.counters.seen.load(Ordering::Relaxed)
     }
 }
 
@@ -174,14 +196,15 @@ impl<W: Port, H: Port> Worker<W, H> {
         let mut turns = 0_u32;
         while !self.shared.stop.load(Ordering::Relaxed) {
             turns = turns.wrapping_add(1);
+            self.shared.counters.seen.store(now(), Ordering::Relaxed);
             if self.turn() > 0 {
                 idle = 0;
             } else {
                 idle += 1;
             }
             if idle >= IDLE_TURNS {
-                idle = 0;
-                self.sleep();
+                // If nobody woke it, it sleeps on after one turn.
+                idle = if self.sleep() { 0 } else { IDLE_TURNS - 1 };
                 self.look_after();
             } else if turns.is_multiple_of(1024) {
                 self.look_after();
@@ -249,8 +272,8 @@ impl<W: Port, H: Port> Worker<W, H> {
         count
     }
 
-    /// Sleeps until a port has packets or somebody wakes it.
-    fn sleep(&self) {
+    /// Sleeps until a port has packets or somebody wakes it; says whether that was so.
+    fn sleep(&self) -> bool {
         add(&self.shared.counters.sleeps, 1);
         // One descriptor a queue: the list is as short as the NIC's queues are few.
         let mut descriptors: Vec<PollFd<'_>> = self
@@ -262,8 +285,9 @@ impl<W: Port, H: Port> Worker<W, H> {
             .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
             .collect();
         // An interrupted poll is a short sleep.
-        let _ = poll(&mut descriptors, PollTimeout::from(SLEEP));
+        let woken = poll(&mut descriptors, PollTimeout::from(SLEEP)) != Ok(0);
         let _ = self.shared.wake.read();
+        woken
     }
 
     /// Notes what only this thread can ask the kernel: its CPU time, and what its sockets lost.

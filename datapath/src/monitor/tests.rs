@@ -129,6 +129,32 @@ fn numbers_without_esn_ask_for_a_rekey_long_before_their_end() {
 }
 
 #[test]
+fn what_is_fenced_does_not_expire() {
+    let mut lifetime = Lifetime::default();
+    lifetime.hard.packets = Some(5);
+    for direction in [Direction::In, Direction::Out] {
+        let list = watched(direction, false, lifetime);
+        let state = &list.sas[0].state;
+        let (mut monitor, journal) = (Monitor::default(), Journal::default());
+        match direction {
+            Direction::In => drop(handover::fence_inbound(state, 64)),
+            Direction::Out => assert_eq!(handover::fence_outbound(state), 0),
+        }
+        set(&list, both::PACKETS, 7);
+        assert_eq!(told(&mut monitor, &list, AT, &journal), []);
+        assert_eq!(read(state, both::STATE), both::ALIVE);
+        match direction {
+            Direction::In => handover::release_inbound(state, 64, &handover::Window::up_to(9)),
+            Direction::Out => handover::release_outbound(state, 9),
+        }
+        assert_eq!(
+            told(&mut monitor, &list, AT, &journal),
+            [(true, Limit::Packets)]
+        );
+    }
+}
+
+#[test]
 fn a_datapath_that_starts_tells_again_what_stands() {
     let mut lifetime = Lifetime::default();
     lifetime.soft.packets = Some(5);

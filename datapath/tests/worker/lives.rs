@@ -6,6 +6,9 @@ use culvert_packet::reason::DropReason;
 use culvert_proto::message::Update;
 use culvert_proto::sa::{Action, Spi};
 use culvert_state::Words;
+use culvert_state::handover::{
+    Window, fence_inbound, fence_outbound, release_inbound, release_outbound,
+};
 use culvert_state::layout::{both, inbound, outbound};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -91,6 +94,68 @@ fn without_esn_the_last_number_is_the_last_packet() {
         assert!(through_outbound(&mut a, &geneve(kind, 10, 0)).is_none());
     }
     assert_eq!(handle.counters().dropped(DropReason::SequenceExhausted), 3);
+}
+
+#[test]
+fn an_sa_that_is_handed_over_drops_and_goes_on_behind_what_was_used() {
+    for esn in [false, true] {
+        let kind = Kind {
+            esn,
+            ..Kind::default()
+        };
+        let clear = geneve(kind, 20, 0);
+        let number = |sealed: &[u8]| u32::from_be_bytes(sealed[38..42].try_into().unwrap());
+        let (mut a, sealing, [out, _]) = watched(update(kind, false));
+        let (mut b, opening, [_, into]) = watched(update(kind, true));
+        let seal = |a: &mut MemoryWorker| through_outbound(a, &clear).unwrap();
+        let mut sent: Vec<_> = (0..5).map(|_| seal(&mut a)).collect();
+        assert!(through_inbound(&mut b, &sent[0]).is_some());
+        assert!(through_inbound(&mut b, &sent[4]).is_some());
+
+        assert_eq!(fence_outbound(&out), 5);
+        let window = fence_inbound(&into, 64);
+        for _ in 0..3 {
+            assert!(through_outbound(&mut a, &clear).is_none());
+            // Old, new, and received before: the kernel will say.
+            for packet in [0, 2, 4] {
+                assert!(through_inbound(&mut b, &sent[packet]).is_none());
+            }
+        }
+        let reasons = [
+            DropReason::HandedOver,
+            DropReason::SequenceExhausted,
+            DropReason::Replayed,
+            DropReason::TooOld,
+        ];
+        let dropped = |handle: &culvert_datapath::worker::Handle| {
+            reasons.map(|reason| handle.counters().dropped(reason))
+        };
+        assert_eq!(dropped(&sealing), [3, 0, 0, 0]);
+        assert_eq!(dropped(&opening), [9, 0, 0, 0]);
+
+        // The kernels have sent and received 6 to 9, and 2, which was late.
+        release_outbound(&out, 9);
+        let since = Window::new(9, 64, |back| {
+            back < 4 || back == 7 || window.was_received(back - 4)
+        });
+        release_inbound(&into, 64, &since);
+        sent.extend((0..3).map(|_| seal(&mut a)));
+        assert_eq!(
+            sent[5..]
+                .iter()
+                .map(|sealed| number(sealed))
+                .collect::<Vec<_>>(),
+            [10, 11, 12]
+        );
+        let accepted: Vec<_> = sent
+            .iter()
+            .chain(&sent)
+            .filter(|sealed| through_inbound(&mut b, sealed).is_some())
+            .map(|sealed| number(sealed))
+            .collect();
+        assert_eq!(accepted, [3, 4, 10, 11, 12]);
+        assert_eq!(dropped(&opening), [9, 0, 11, 0]);
+    }
 }
 
 #[test]

@@ -36,6 +36,17 @@ fn state_survives_its_owner_and_its_user() {
 }
 
 #[test]
+fn the_owner_sees_the_users_heartbeat() {
+    let (_directory, path, region) = region();
+    let user = Region::from_fd(region.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    assert_eq!(region.last_beat(), 0);
+    user.beat(1234);
+    assert_eq!(region.last_beat(), 1234);
+    drop(region);
+    assert_eq!(Region::open_or_create(&path).unwrap().0.last_beat(), 1234);
+}
+
+#[test]
 fn the_file_is_roots() {
     use std::os::unix::fs::PermissionsExt;
     let (_directory, path, _region) = region();
