@@ -4,6 +4,7 @@
 //! that is needed, and modules that are loaded nowhere else. With `CULVERT_GUEST` set, it runs where it is.
 
 mod cases;
+mod handover;
 mod xfrm;
 
 use std::os::unix::process::CommandExt;
@@ -17,6 +18,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::Signal;
 
 type Test = Box<dyn FnOnce() -> Result<()> + Send>;
+/// One that has no parameters.
+type Plain = fn() -> Result<()>;
 
 fn main() {
     let mut arguments = Arguments::from_args();
