@@ -51,7 +51,7 @@ const REFUSALS: usize = 32;
 
 /// Something that Culvert does not serve, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct NotServed(String);
+pub(crate) struct NotServed(String);
 
 impl NotServed {
     fn new(text: &str) -> Self {
@@ -633,4 +633,4 @@ fn everything_with(remote: IpNet) -> Selector {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -16,10 +16,10 @@ mod window;
 
 use std::fmt::Display;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use culvert_proto::sa::{Cipher, Direction, Keymat, Lifetime, SaId, Spi};
+use culvert_proto::sa::{Direction, Keymat, SaId};
 use netlink_packet_xfrm::constants::{
     AF_INET, AF_INET6, IPPROTO_ESP, XFRM_MODE_TRANSPORT, XFRM_MODE_TUNNEL, XFRM_MSG_DELSA,
     XFRM_MSG_NEWPOLICY, XFRM_MSG_NEWSA, XFRMA_SA, XFRMNLGRP_SA,
@@ -47,6 +47,8 @@ const STATE_AF_UNSPEC: u8 = 32;
 const STATE_ESN: u8 = 128;
 /// `UDP_ENCAP_ESPINUDP`.
 const ESP_IN_UDP: u16 = 2;
+/// How often it is tried to replace what packets have left in an SA's place.
+const LARVAE: u32 = 5;
 /// So long the announcement of a deletion is waited for. It is made before the deletion is answered.
 const ANNOUNCEMENT: Duration = Duration::from_millis(200);
 
@@ -103,11 +105,19 @@ impl Kernel {
     /// # Errors
     /// The kernel refuses, or has one of that name.
     pub fn add_sa(&mut self, sa: &KernelSa, progress: &Progress) -> Result<(), KernelError> {
-        let mut result = self.requests.ask(add_request(sa, progress), |_| Ok(()));
-        // A packet that came when the policy named it and it was not there leaves a larva of that name.
-        if matches!(&result, Err(failure) if failure.is(Errno::EEXIST)) && self.is_larva(&sa.id)? {
-            let _ = self.requests.ask(delete_request(&sa.id), |_| Ok(()));
-            result = self.requests.ask(add_request(sa, progress), |_| Ok(()));
+        let mut result = self.ask(XfrmMessage::AddSa(sa_request(sa, progress)));
+        for _ in 0..LARVAE {
+            // A packet that came while a policy named it and it was not there has left a larva, which is to be replaced.
+            match &result {
+                Err(failure) if failure.is(Errno::EEXIST) && self.is_larva(&sa.id)? => {
+                    result = self.ask(XfrmMessage::UpdateSa(sa_request(sa, progress)));
+                }
+                // It was gone before.
+                Err(failure) if failure.is(Errno::ESRCH) => {
+                    result = self.ask(XfrmMessage::AddSa(sa_request(sa, progress)));
+                }
+                _ => break,
+            }
         }
         result.map_err(|failure| {
             let missing = if failure.is(Errno::EPROTONOSUPPORT) {
@@ -158,7 +168,7 @@ impl Kernel {
         let Some(before) = self.find(id)? else {
             return Ok(None);
         };
-        match self.requests.ask(delete_request(id), |_| Ok(())) {
+        match self.ask(XfrmMessage::DeleteSa(sa_id(id))) {
             Ok(()) => {}
             Err(failure) if failure.is(Errno::ESRCH) => return Ok(None),
             Err(failure) => return Err(KernelError::new(id, failure)),
@@ -203,8 +213,7 @@ impl Kernel {
     /// # Errors
     /// The kernel refuses.
     pub fn set_policy(&mut self, policy: &KernelPolicy) -> Result<(), KernelError> {
-        self.requests
-            .ask(policy.set_request(), |_| Ok(()))
+        self.ask(policy.set_request())
             .map_err(|failure| KernelError::new(policy, failure))
     }
 
@@ -213,7 +222,7 @@ impl Kernel {
     /// # Errors
     /// The kernel refuses.
     pub fn delete_policy(&mut self, policy: &KernelPolicy) -> Result<bool, KernelError> {
-        match self.requests.ask(policy.delete_request(), |_| Ok(())) {
+        match self.ask(policy.delete_request()) {
             Ok(()) => Ok(true),
             Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::ESRCH) => Ok(false),
             Err(failure) => Err(KernelError::new(policy, failure)),
@@ -256,46 +265,31 @@ impl Kernel {
     /// # Errors
     /// Why it has not.
     pub fn probe(&mut self, ipv6: bool) -> Result<(), String> {
-        // The discard-only prefix of RFC 6666, the dummy address of RFC 7600.
-        let nobody: IpAddr = if ipv6 {
-            Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1).into()
-        } else {
-            Ipv4Addr::new(192, 0, 0, 8).into()
-        };
-        let mut random = [0; 20];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| "no random numbers".to_owned())?;
-        let id = SaId {
-            direction: Direction::Out,
-            spi: Spi::new(0xc000_0000 | std::process::id()).map_err(|error| error.to_string())?,
-            destination: nobody,
-        };
-        let sa = KernelSa {
-            id,
-            source: nobody,
-            reqid: 0,
-            tunnel: false,
-            algorithm: Algorithm::of(Cipher::Aes128Gcm16).ok_or("no name")?,
-            key: Keymat::new(random.to_vec()),
-            integrity_key: Keymat::new(Vec::new()),
-            esn: false,
-            replay_window: 32,
-            encapsulation: None,
-            tfc: 0,
-            lifetime: Lifetime::default(),
-        };
-        match self.add_sa(&sa, &Progress::fresh(Direction::Out, 0)) {
-            Ok(()) => {}
-            // Somebody else is probing.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            Err(error) => return Err(error.text),
+        // Where there is no AES-GCM, there may be ESP all the same, or not.
+        let [aead, separate] = sa::to_nobody(ipv6)?;
+        self.try_sa(&aead).or_else(|_| self.try_sa(&separate))
+    }
+
+    fn try_sa(&mut self, sa: &KernelSa) -> Result<(), String> {
+        match self.add_sa(sa, &Progress::fresh(Direction::Out, 0)) {
+            Ok(()) => {
+                let _ = self.ask(XfrmMessage::DeleteSa(sa_id(&sa.id)));
+                Ok(())
+            }
+            // Somebody else is trying.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error.text),
         }
-        let _ = self.requests.ask(delete_request(&id), |_| Ok(()));
-        Ok(())
+    }
+
+    /// A request that is answered by nothing but that it was done.
+    fn ask(&mut self, request: XfrmMessage) -> Result<(), Failure> {
+        self.requests.ask(request, |_| Ok(()))
     }
 
     fn find(&mut self, id: &SaId) -> Result<Option<Found>, KernelError> {
         let mut found = None;
-        let result = self.requests.ask(get_request(id), |message| {
+        let result = self.requests.ask(XfrmMessage::GetSa(sa_id(id)), |message| {
             if message.kind == XFRM_MSG_NEWSA {
                 found = read::found(message.payload)?;
             }
@@ -312,7 +306,7 @@ impl Kernel {
     fn is_larva(&mut self, id: &SaId) -> Result<bool, KernelError> {
         let (mut there, mut keys) = (false, false);
         self.requests
-            .ask(get_request(id), |message| {
+            .ask(XfrmMessage::GetSa(sa_id(id)), |message| {
                 there |= message.kind == XFRM_MSG_NEWSA;
                 keys |= there && read::found(message.payload)?.is_some();
                 Ok(())
@@ -352,16 +346,8 @@ fn sa_id(id: &SaId) -> DelGetMessage {
     }
 }
 
-fn get_request(id: &SaId) -> XfrmMessage {
-    XfrmMessage::GetSa(sa_id(id))
-}
-
-fn delete_request(id: &SaId) -> XfrmMessage {
-    XfrmMessage::DeleteSa(sa_id(id))
-}
-
-/// `XFRM_MSG_NEWSA`. Its keys are overwritten when it was sent.
-fn add_request(sa: &KernelSa, progress: &Progress) -> XfrmMessage {
+/// What installs an SA. Its keys are overwritten when it was sent.
+fn sa_request(sa: &KernelSa, progress: &Progress) -> ModifyMessage {
     let mut flags = 0;
     if sa.tunnel {
         flags |= STATE_AF_UNSPEC;
@@ -402,7 +388,7 @@ fn add_request(sa: &KernelSa, progress: &Progress) -> XfrmMessage {
     if sa.tfc != 0 && sa.tunnel {
         nlas.push(XfrmAttrs::TfcPadding(sa.tfc));
     }
-    XfrmMessage::AddSa(ModifyMessage { user_sa_info, nlas })
+    ModifyMessage { user_sa_info, nlas }
 }
 
 fn algorithms(sa: &KernelSa) -> Vec<XfrmAttrs> {

@@ -11,8 +11,8 @@ use culvert_tests::lab::{Lab, Plan};
 use culvert_tests::load::{connections_end, iperf_both_ways, ping_between};
 use culvert_tests::wire::take_counts;
 
-use crate::Test;
 use crate::xfrm::{Algorithm, Xfrm};
+use crate::{Plain, Test};
 
 /// Culvert's name, the kernel's, and the bits of the ICV. What Culvert does not know has no cases.
 pub(crate) const CIPHERS: &[(&str, &str, u32)] = &[
@@ -83,21 +83,36 @@ pub(crate) fn all() -> Vec<(String, bool, Test)> {
             }
         }
     }
-    tests.push((
-        "every_cipher_has_its_cases".to_owned(),
-        false,
-        Box::new(crate::every_cipher_has_its_cases),
-    ));
-    tests.push((
-        "with_other_keys_nothing_passes".to_owned(),
-        false,
-        Box::new(with_other_keys_nothing_passes),
-    ));
-    tests.push((
-        "an_spi_of_the_kernel_is_seen".to_owned(),
-        false,
-        Box::new(crate::xfrm::an_spi_of_the_kernel_is_seen),
-    ));
+    let others: [(&str, Plain); 7] = [
+        (
+            "every_cipher_has_its_cases",
+            crate::every_cipher_has_its_cases,
+        ),
+        (
+            "with_other_keys_nothing_passes",
+            with_other_keys_nothing_passes,
+        ),
+        (
+            "an_spi_of_the_kernel_is_seen",
+            crate::xfrm::an_spi_of_the_kernel_is_seen,
+        ),
+        (
+            "the_kernel_takes_every_algorithm",
+            crate::handover::the_kernel_takes_every_algorithm,
+        ),
+        (
+            "an_outbound_sa_is_taken_exactly",
+            crate::handover::an_outbound_sa_is_taken_exactly,
+        ),
+        (
+            "a_window_survives_the_kernel",
+            crate::handover::a_window_survives_the_kernel,
+        ),
+        ("the_kernel_is_heard", crate::handover::the_kernel_is_heard),
+    ];
+    for (name, test) in others {
+        tests.push((name.to_owned(), false, Box::new(test)));
+    }
     for (name, test) in crate::fallback::all() {
         tests.push((name, false, test));
     }

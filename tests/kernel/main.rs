@@ -5,6 +5,7 @@
 
 mod cases;
 mod fallback;
+mod handover;
 mod xfrm;
 
 use std::os::unix::process::CommandExt;
@@ -18,6 +19,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::Signal;
 
 type Test = Box<dyn FnOnce() -> Result<()> + Send>;
+/// One that has no parameters.
+type Plain = fn() -> Result<()>;
 
 fn main() {
     let mut arguments = Arguments::from_args();

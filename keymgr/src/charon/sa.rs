@@ -17,7 +17,7 @@ const ESP: u8 = 50;
 pub(crate) const LEAST_WINDOW: u32 = 1024;
 
 /// Checks an SA. It has no state yet.
-pub(super) fn accept(sa: &Sa) -> Result<SaSpec, NotServed> {
+pub(crate) fn accept(sa: &Sa) -> Result<SaSpec, NotServed> {
     if sa.protocol != ESP {
         return Err(NotServed::new("AH is not served, only ESP is"));
     }

@@ -11,7 +11,7 @@ pub(super) const HERE: &str = "192.0.2.1";
 pub(super) const THERE: &str = "192.0.2.2";
 
 /// An SA whose key is made of `key`.
-pub(super) fn sa(spi: u32, inbound: bool, key: u8) -> Sa {
+pub(crate) fn sa(spi: u32, inbound: bool, key: u8) -> Sa {
     let (source, destination) = if inbound {
         (THERE, HERE)
     } else {
@@ -53,7 +53,7 @@ fn end(address: &str, port: u16) -> TrafficSelector {
 }
 
 /// A policy for what we send to the peer's tunnel (and back), as charon installs it: `spi` 0 is a trap.
-pub(super) fn policy(direction: Way, spi: u32) -> Policy {
+pub(crate) fn policy(direction: Way, spi: u32) -> Policy {
     let (local, remote) = (end(HERE, 0), end(THERE, 6081));
     let ((source, destination), (from, to)) = match direction {
         Way::Out => ((local, remote), (HERE, THERE)),

@@ -305,7 +305,7 @@ pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = io::Result<(u16, 
 /// Overwrites the keys in a request: the library keeps them in plain vectors.
 fn wipe(request: &mut XfrmMessage) {
     use netlink_packet_xfrm::XfrmAttrs;
-    if let XfrmMessage::AddSa(request) = request {
+    if let XfrmMessage::AddSa(request) | XfrmMessage::UpdateSa(request) = request {
         for attribute in &mut request.nlas {
             match attribute {
                 XfrmAttrs::EncryptionAlgAead(algorithm) => algorithm.alg_key.zeroize(),

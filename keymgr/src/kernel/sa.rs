@@ -1,7 +1,7 @@
 //! SAs for the kernel, and what becomes of Culvert's and charon's.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use culvert_proto::sa::{Direction, Keymat, Lifetime, Limits, REPLAY_WINDOW, SaId, SaSpec, Spi};
 use culvert_state::region::Fingerprint;
@@ -120,6 +120,47 @@ impl KernelSa {
         self.algorithm
             .fingerprint(self.key.bytes(), self.integrity_key.bytes())
     }
+}
+
+/// SAs that do no harm: they are to nobody, and nothing has them in a policy. With an AEAD, and without.
+pub(super) fn to_nobody(ipv6: bool) -> Result<[KernelSa; 2], String> {
+    // The discard-only prefix of RFC 6666, the dummy address of RFC 7600.
+    let nobody: IpAddr = if ipv6 {
+        Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1).into()
+    } else {
+        Ipv4Addr::new(192, 0, 0, 8).into()
+    };
+    let random = |length| {
+        let mut bytes = vec![0; length];
+        aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "there are no random numbers")?;
+        Ok::<_, String>(bytes)
+    };
+    let spi = random(4)?
+        .iter()
+        .fold(0, |spi, byte| spi << 8 | u32::from(*byte));
+    let spi = Spi::new(spi | 0xc000_0000).map_err(|error| error.to_string())?;
+    let sa = |algorithm, key, integrity_key| KernelSa {
+        id: SaId {
+            direction: Direction::Out,
+            spi,
+            destination: nobody,
+        },
+        source: nobody,
+        reqid: 0,
+        tunnel: false,
+        algorithm,
+        key: Keymat::new(key),
+        integrity_key: Keymat::new(integrity_key),
+        esn: false,
+        replay_window: 32,
+        encapsulation: None,
+        tfc: 0,
+        lifetime: Lifetime::default(),
+    };
+    Ok([
+        sa(Algorithm::of_transforms(20, 0)?, random(20)?, Vec::new()),
+        sa(Algorithm::of_transforms(12, 12)?, random(16)?, random(32)?),
+    ])
 }
 
 /// Whether a mode of charon's (`ipsec_mode_t`) is tunnel mode; else it is transport mode.

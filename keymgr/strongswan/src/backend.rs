@@ -10,6 +10,7 @@ use crate::calls::Status;
 use crate::charon::{Charon, ESP};
 use crate::client::Client;
 use crate::convert;
+use crate::ike_socket;
 use crate::layout::{
     AddSa, FAILED, Host, KERNEL_ESP_V3_TFC, KERNEL_POLICY_SPI, KernelIpsec, ManagePolicy,
     NOT_FOUND, NOT_SUPPORTED, PolicyId, SUCCESS, SaId, UpdateSa,
@@ -204,18 +205,23 @@ unsafe extern "C" fn flush_policies(this: *mut KernelIpsec) -> c_uint {
     answer(this, |session| Ok(session.flush_policies()))
 }
 
-unsafe extern "C" fn bypass_socket(_: *mut KernelIpsec, _socket: c_int, _family: c_int) -> bool {
-    // IKE is never captured.
-    true
+unsafe extern "C" fn bypass_socket(this: *mut KernelIpsec, socket: c_int, family: c_int) -> bool {
+    prepare(this, || ike_socket::bypass(socket, family))
 }
 
 unsafe extern "C" fn enable_udp_decap(
-    _: *mut KernelIpsec,
-    _socket: c_int,
+    this: *mut KernelIpsec,
+    socket: c_int,
     _family: c_int,
     _port: u16,
 ) -> bool {
-    // The datapath tells ESP from IKE itself.
+    prepare(this, || ike_socket::take_esp_in_udp(socket))
+}
+
+/// Makes a socket ready for kernel IPsec. Culvert's datapath tells ESP from IKE itself, and never captures IKE: so what
+/// fails is said, and no reason for charon to go without the socket.
+fn prepare(this: *mut KernelIpsec, work: impl FnOnce() -> Result<(), String>) -> bool {
+    answer(this, |_| work().map(|()| Status::Success));
     true
 }
 

@@ -19,6 +19,7 @@ mod calls;
 mod charon;
 mod client;
 mod convert;
+mod ike_socket;
 #[doc(hidden)]
 pub mod layout;
 mod mirror;

@@ -35,6 +35,8 @@ struct UnixAddress {
 
 const AF_UNIX: u16 = 1;
 const SOCK_STREAM: c_int = 1;
+const AF_NETLINK: c_int = 16;
+const SOCK_RAW: c_int = 3;
 const SOCK_CLOEXEC: c_int = 0o2_000_000;
 const SOL_SOCKET: c_int = 1;
 const SO_PEERCRED: c_int = 17;
@@ -50,6 +52,13 @@ unsafe extern "C" {
         option: c_int,
         value: *mut Credentials,
         length: *mut u32,
+    ) -> c_int;
+    fn setsockopt(
+        socket: c_int,
+        level: c_int,
+        option: c_int,
+        value: *const c_void,
+        length: u32,
     ) -> c_int;
     fn sigfillset(set: *mut SignalSet) -> c_int;
     fn pthread_sigmask(how: c_int, set: *const SignalSet, before: *mut SignalSet) -> c_int;
@@ -113,6 +122,31 @@ pub(crate) fn peer(stream: &UnixStream) -> io::Result<u32> {
         Ok(peer.user)
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Sets an option of a socket of charon's.
+pub(crate) fn set_option(
+    socket: c_int,
+    level: c_int,
+    option: c_int,
+    value: &[u8],
+) -> io::Result<()> {
+    let length = u32::try_from(value.len()).map_err(io::Error::other)?;
+    // SAFETY: the value is there until the end of the call, as long as is said. A socket that is none is an error.
+    match unsafe { setsockopt(socket, level, option, value.as_ptr().cast(), length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Has the kernel load what speaks this protocol of netlink, if there is such a module.
+pub(crate) fn load_netlink(protocol: c_int) {
+    // SAFETY: it takes numbers only.
+    let socket = unsafe { socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol) };
+    if socket >= 0 {
+        // SAFETY: it was opened just now, and nobody else has it.
+        drop(unsafe { OwnedFd::from_raw_fd(socket) });
     }
 }
 
