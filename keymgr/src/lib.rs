@@ -11,6 +11,7 @@ pub mod config;
 pub mod daemon;
 mod entry;
 mod events;
+mod fallback_entry;
 mod keys;
 mod manager;
 mod policy_entry;

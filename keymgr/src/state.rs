@@ -283,7 +283,7 @@ mod tests {
     fn config(sas: &[SaSpec]) -> Config {
         Config {
             sas: sas.to_vec(),
-            policies: Vec::new(),
+            ..Config::default()
         }
     }
 

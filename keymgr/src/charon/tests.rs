@@ -300,6 +300,7 @@ fn file_and_charon_do_not_share_names() {
     let file = Config {
         sas: wanted.sas.values().cloned().collect(),
         policies: wanted.policies.values().cloned().collect(),
+        ..Config::default()
     };
     assert_eq!(it.charon.clashes(&file).len(), 1);
     it.charon.flush_sas(&mut it.state);
