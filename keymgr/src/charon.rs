@@ -333,9 +333,8 @@ impl Charon {
             Ok(spec) => return Ok(Served::Culvert(spec)),
             Err(why) => why,
         };
-        let unable = |problem: &str| {
-            NotServed(format!("{why}; and the kernel cannot stand in: {problem}"))
-        };
+        let unable =
+            |problem: &str| NotServed(format!("{why}; and the kernel cannot stand in: {problem}"));
         self.kernel.clone().map_err(|problem| unable(&problem))?;
         let kernel_sa = KernelSa::of_charon(sa).map_err(|problem| unable(&problem))?;
         let state = StateRef {

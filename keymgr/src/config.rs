@@ -1,4 +1,4 @@
-//! The file of static SAs and policies: read, checked whole, every problem named with its line.
+//! The file of static SAs and policies, and of who serves them: read, checked whole, every problem named with its line.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -12,7 +12,8 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 use zeroize::Zeroizing;
 
 use crate::entry::{self, SaEntry};
-pub use crate::fallback::Fallback;
+pub use crate::fallback_entry::Fallback;
+use crate::fallback_entry::{FallbackEntry, PeerEntry, peer_as_written};
 use crate::keys;
 use crate::policy_entry::{Policy, PolicyEntry, WrittenAction, policy_as_written};
 
@@ -26,9 +27,9 @@ pub struct Config {
     pub sas: Vec<SaSpec>,
     /// Policies.
     pub policies: Vec<PolicySpec>,
-    /// By whom policies may be served that say so themselves.
+    /// Who may serve those of the policies that say so themselves.
     pub modes: BTreeMap<Selector, Mode>,
-    /// By whom all others may be.
+    /// Who may serve the others, and strongSwan's.
     pub fallback: Fallback,
 }
 
@@ -111,9 +112,18 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems>
         return Err(problems(check.list));
     }
     let (mut sa_values, mut policy_values) = (Vec::new(), Vec::new());
+    let mut fallback = Fallback::default();
     for (name, value) in document.into_inner() {
         let line = check.lines.line(name.span().start);
+        let span = value.span();
         match (&**name.get_ref(), value.into_inner()) {
+            ("fallback", DeValue::Table(table)) => {
+                fallback = check.fallback(line, Spanned::new(span, table));
+            }
+            ("fallback", _) => {
+                let text = "write [fallback], in single brackets: there is one";
+                check.add(line, [text.to_owned()]);
+            }
             ("sa", DeValue::Array(values)) => sa_values.extend(values),
             ("policy", DeValue::Array(values)) => policy_values.extend(values),
             (name @ ("sa" | "policy"), _) => {
@@ -128,7 +138,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems>
                 check.add(
                     line,
                     [format!(
-                        "\"{name}\" is not known; there are [[sa]] and [[policy]]"
+                        "\"{name}\" is not known; there are [[sa]], [[policy]] and [fallback]"
                     )],
                 );
             }
@@ -162,13 +172,19 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, bool), Problems>
         policies.extend(checked.map(|policy| (line, policy)));
     }
     check.sas_together(&sas);
+    let modes = policies.iter().filter_map(|(_, policy): &(usize, Policy)| {
+        let mode = policy.mode?;
+        Some((policy.selector.clone(), mode))
+    });
+    let modes = modes.collect();
     let policies = check.policies_together(policies, &sas);
     if check.list.is_empty() {
         let sas = sas.into_iter().map(|(_, spec)| spec).collect();
         let config = Config {
             sas,
             policies,
-            ..Config::default()
+            modes,
+            fallback,
         };
         Ok((config, inline_keys))
     } else {
@@ -223,6 +239,41 @@ impl Check {
     fn add(&mut self, line: usize, texts: impl IntoIterator<Item = String>) {
         self.list
             .extend(texts.into_iter().map(|text| Problem { line, text }));
+    }
+
+    /// `[fallback]`, whose header is in `line`. Its peers are read one by one.
+    fn fallback(&mut self, line: usize, table: Spanned<DeTable<'_>>) -> Fallback {
+        let (span, mut table) = (table.span(), table.into_inner());
+        let peers = match table.remove("peer").map(Spanned::into_inner) {
+            None => Vec::new(),
+            Some(DeValue::Array(peers)) => peers.into_iter().collect(),
+            Some(_) => {
+                let text = "write [[fallback.peer]], in double brackets: there may be several";
+                self.add(line, [text.to_owned()]);
+                Vec::new()
+            }
+        };
+        let mut fallback = self
+            .read::<FallbackEntry>("fallback", Spanned::new(span, DeValue::Table(table)))
+            .and_then(|entry| entry.check().map_err(|texts| self.add(line, texts)).ok())
+            .unwrap_or_default();
+        let mut lines = HashMap::new();
+        for value in peers {
+            let line = self.lines.line(value.span().start);
+            let name = peer_as_written(value.get_ref());
+            let checked = self
+                .read::<PeerEntry>(&name, value)
+                .and_then(|entry| entry.check().map_err(|texts| self.add(line, texts)).ok());
+            let Some((remote, mode)) = checked else {
+                continue;
+            };
+            if let Some(first) = lines.insert(remote, line) {
+                let text = format!("{name}: the same remote as the peer in line {first}");
+                self.add(line, [text]);
+            }
+            fallback.peers.push((remote, mode));
+        }
+        fallback
     }
 
     fn sas_together(&mut self, sas: &[(usize, SaSpec)]) {

@@ -2,16 +2,17 @@
 //! region, and keeps the datapath at what is wanted.
 //!
 //! [`config`] reads the file of static SAs, whole or not at all; [`used_keys`] remembers static keys across
-//! reboots; `charon` has what strongSwan negotiates, [`spi`] gives out SPIs. `manager` joins both; [`wanted`] finds what changed; [`push`]
-//! brings it to the datapath; `events` hears of lifetimes, peers that move and SAs that are missing; [`daemon`] runs
-//! it all.
+//! reboots; `charon` has what strongSwan negotiates, [`spi`] gives out SPIs. `manager` joins both to one `goal`; `place`
+//! divides it between the datapath and the kernel's IPsec. `push` brings its part to the datapath, [`wanted`] finding what
+//! changed; `stand_in` moves SAs to the kernel and back, which [`kernel`] talks to. `events` hears of lifetimes, peers that move and SAs
+//! that are missing; [`daemon`] runs it all.
 
 mod charon;
 pub mod config;
 pub mod daemon;
 mod entry;
 mod events;
-mod fallback;
+mod fallback_entry;
 mod goal;
 pub mod kernel;
 mod keys;

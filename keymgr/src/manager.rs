@@ -272,7 +272,12 @@ impl Manager {
         Ok((generation, changes))
     }
 
-    fn set_modes(&self, sources: &mut Sources, modes: BTreeMap<Selector, Mode>, fallback: Fallback) {
+    fn set_modes(
+        &self,
+        sources: &mut Sources,
+        modes: BTreeMap<Selector, Mode>,
+        fallback: Fallback,
+    ) {
         self.shared.lock().hung_after = fallback.hung_after;
         (sources.modes, sources.fallback) = (modes, fallback);
     }

@@ -71,10 +71,7 @@ pub(crate) fn divide(goal: &Goal, datapath: Ready<'_>, kernel: Ready<'_>) -> Div
             *outbound = None;
             inbound.clear();
         }
-        division
-            .datapath
-            .policies
-            .insert(selector.clone(), spec);
+        division.datapath.policies.insert(selector.clone(), spec);
     }
     if kernel.is_ok() {
         division.kernel.policies = kernel_policies(goal, &division.places, datapath.is_ok());
@@ -98,7 +95,10 @@ fn place(
     datapath: Ready<'_>,
     kernel: Ready<'_>,
 ) -> (Place, Option<String>) {
-    let mode = goal.hows.get(&spec.selector).map_or_else(Mode::default, |how| how.mode);
+    let mode = goal
+        .hows
+        .get(&spec.selector)
+        .map_or_else(Mode::default, |how| how.mode);
     let only = named(&spec.action).find_map(|id| goal.kernel_only.get(id));
     let why = match (mode, only, datapath) {
         (Mode::KernelOnly, ..) => "as its mode says".to_owned(),
@@ -107,7 +107,10 @@ fn place(
         (.., Ok(())) => return (Place::Culvert, None),
     };
     if mode == Mode::CulvertOnly {
-        return (Place::Nobody, Some(format!("{why}; its mode is culvert-only")));
+        return (
+            Place::Nobody,
+            Some(format!("{why}; its mode is culvert-only")),
+        );
     }
     let unable = match kernel {
         Err(problem) => Some(problem.to_owned()),
@@ -148,7 +151,10 @@ fn keep_together(
                 continue;
             };
             if place.0 == Place::Culvert && named(&spec.action).any(|id| in_kernel.contains(id)) {
-                let mode = goal.hows.get(selector).map_or_else(Mode::default, |how| how.mode);
+                let mode = goal
+                    .hows
+                    .get(selector)
+                    .map_or_else(Mode::default, |how| how.mode);
                 let can = mode != Mode::CulvertOnly
                     && selector.vnis.is_empty()
                     && named(&spec.action).all(|id| kernel_sa(goal, id).is_ok());

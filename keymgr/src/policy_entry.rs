@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use culvert_proto::policy::{Geneve, Selector, VniRange, short};
+use culvert_proto::policy::{Geneve, Mode, Selector, VniRange, short};
 use culvert_proto::sa::Spi;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -29,6 +29,7 @@ pub(crate) struct PolicyEntry {
     out: Option<u32>,
     #[serde(default, deserialize_with = "spis")]
     r#in: Vec<u32>,
+    mode: Option<Mode>,
 }
 
 /// `action` as written.
@@ -52,7 +53,8 @@ enum WrittenVni {
     Range(String),
 }
 
-fn net<'de, D: serde::Deserializer<'de>>(from: D) -> Result<IpNet, D::Error> {
+/// An address or a prefix.
+pub(crate) fn net<'de, D: serde::Deserializer<'de>>(from: D) -> Result<IpNet, D::Error> {
     let text = String::deserialize(from)?;
     let parsed = text
         .parse::<IpAddr>()
@@ -72,6 +74,7 @@ pub(crate) struct Policy {
     pub(crate) action: WrittenAction,
     pub(crate) out: Option<Spi>,
     pub(crate) r#in: Vec<Spi>,
+    pub(crate) mode: Option<Mode>,
 }
 
 impl PolicyEntry {
@@ -92,6 +95,9 @@ impl PolicyEntry {
         if self.action != WrittenAction::Protect && !(self.out.is_none() && self.r#in.is_empty()) {
             wrong("it does not protect, so it has no SAs; leave out and in away".to_owned());
         }
+        if self.action != WrittenAction::Protect && self.mode.is_some() {
+            wrong("it does not protect, so nobody serves it; leave mode away".to_owned());
+        }
         let mut sorted = self.r#in.clone();
         sorted.sort_unstable();
         if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
@@ -110,6 +116,7 @@ impl PolicyEntry {
             action: self.action,
             out: outbound.flatten(),
             r#in: inbound.into_iter().flatten().collect(),
+            mode: self.mode,
         })
     }
 
@@ -121,30 +128,34 @@ impl PolicyEntry {
                  IPv6"
             ));
         }
-        for (name, net) in [("local", &self.local), ("remote", &self.remote)] {
-            let trunc = net.trunc();
-            if trunc != *net {
-                wrong(format!(
-                    "{name} {net} has bits set behind its prefix; write {trunc}"
-                ));
-            }
-            let address = net.addr();
-            let host = net.prefix_len() == net.max_prefix_len();
-            if address.is_multicast() || (host && address.is_unspecified()) {
-                wrong(format!("{name} {address} is no address of a host"));
-            }
-            if let IpAddr::V6(v6) = address
-                && let Some(v4) = v6.to_ipv4_mapped()
-            {
-                wrong(format!(
-                    "{name} {address} is an IPv4 address in IPv6's clothes; write {v4}"
-                ));
-            }
-        }
+        net_problems("local", &self.local, wrong);
+        net_problems("remote", &self.remote, wrong);
         let host = self.local.prefix_len() == self.local.max_prefix_len();
         if host && self.local == self.remote {
             wrong("local and remote are the same address".to_owned());
         }
+    }
+}
+
+/// What is wrong with an address or prefix that must be hosts', called `name` in the file.
+pub(crate) fn net_problems(name: &str, net: &IpNet, wrong: &mut impl FnMut(String)) {
+    let trunc = net.trunc();
+    if trunc != *net {
+        wrong(format!(
+            "{name} {net} has bits set behind its prefix; write {trunc}"
+        ));
+    }
+    let address = net.addr();
+    let host = net.prefix_len() == net.max_prefix_len();
+    if address.is_multicast() || (host && address.is_unspecified()) {
+        wrong(format!("{name} {address} is no address of a host"));
+    }
+    if let IpAddr::V6(v6) = address
+        && let Some(v4) = v6.to_ipv4_mapped()
+    {
+        wrong(format!(
+            "{name} {address} is an IPv4 address in IPv6's clothes; write {v4}"
+        ));
     }
 }
 

@@ -133,8 +133,7 @@ impl Steward {
         kernel.give_back(&division.kernel, &Wanted::default());
         kernel.tell(&self.shared, division.places, moved, Vec::new(), began);
         drop(kernel);
-        self.shared
-            .stood_in(generation, &why, usable(&ready));
+        self.shared.stood_in(generation, &why, usable(&ready));
     }
 
     fn connect(&mut self) -> Result<Connection, Ended> {

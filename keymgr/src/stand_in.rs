@@ -60,11 +60,7 @@ pub(crate) struct StandIn {
 
 impl StandIn {
     /// Takes up what a key manager before this one has left in the kernel, which `ours` knows by their keys.
-    pub(crate) fn new(
-        region: Region,
-        pins: &Path,
-        ours: impl Fn(&Fingerprint) -> bool,
-    ) -> Self {
+    pub(crate) fn new(region: Region, pins: &Path, ours: impl Fn(&Fingerprint) -> bool) -> Self {
         let mut this = Self {
             kernel: None,
             ready: Err(String::new()),
@@ -123,7 +119,9 @@ impl StandIn {
         }
         if let Some(kernel) = &mut self.kernel {
             // With the module for one version of IP the other's may be missing: that is seen when it is wanted.
-            self.ready = kernel.probe(false).or_else(|why| kernel.probe(true).map_err(|_| why));
+            self.ready = kernel
+                .probe(false)
+                .or_else(|why| kernel.probe(true).map_err(|_| why));
         }
     }
 
@@ -299,7 +297,11 @@ impl StandIn {
             let wanted = ids.iter().find_map(|id| {
                 let spec = datapath.sas.get(id)?;
                 let same = keys::fingerprint(spec) == fingerprint;
-                Some((*id, KernelSa::of(spec, 0).ok().filter(|_| same)?, spec.state))
+                Some((
+                    *id,
+                    KernelSa::of(spec, 0).ok().filter(|_| same)?,
+                    spec.state,
+                ))
             });
             match wanted {
                 Some((id, sa, state)) => {
@@ -392,7 +394,11 @@ impl StandIn {
                 if *place == Place::Kernel {
                     // Which policy it is of, the text says by its SA.
                     let first = self.refused.values().next().cloned();
-                    *why = why.take().into_iter().chain(first).reduce(|a, b| a + "; " + &b);
+                    *why = why
+                        .take()
+                        .into_iter()
+                        .chain(first)
+                        .reduce(|a, b| a + "; " + &b);
                 }
             }
         }
@@ -412,7 +418,10 @@ impl StandIn {
         let found = kernel.sas().unwrap_or_default().into_iter();
         found
             .filter_map(|found| {
-                let sa = &self.held.get(&id_of(&self.held, found.spi, found.destination)?)?.sa;
+                let sa = &self
+                    .held
+                    .get(&id_of(&self.held, found.spi, found.destination)?)?
+                    .sa;
                 let progress = found.progress(sa.id.direction);
                 Some(KernelSaStatus {
                     direction: sa.id.direction,

@@ -24,18 +24,26 @@ use crate::xfrm::{Algorithm, Xfrm};
 /// Every test.
 pub(crate) fn all() -> Vec<(String, Test)> {
     let ways: [(&str, Way, Way); 5] = [
-        ("killed", |lab| lab.kill_datapath(0), |lab| {
-            lab.start_datapath(0)
-        }),
-        ("ended_in_order", |lab| lab.end_datapath(0), |lab| {
-            lab.start_datapath(0)
-        }),
-        ("stopped", |lab| signal(lab, Signal::SIGSTOP), |lab| {
-            signal(lab, Signal::SIGCONT)
-        }),
-        ("drained", |lab| command(lab, "drain"), |lab| {
-            command(lab, "resume")
-        }),
+        (
+            "killed",
+            |lab| lab.kill_datapath(0),
+            |lab| lab.start_datapath(0),
+        ),
+        (
+            "ended_in_order",
+            |lab| lab.end_datapath(0),
+            |lab| lab.start_datapath(0),
+        ),
+        (
+            "stopped",
+            |lab| signal(lab, Signal::SIGSTOP),
+            |lab| signal(lab, Signal::SIGCONT),
+        ),
+        (
+            "drained",
+            |lab| command(lab, "drain"),
+            |lab| command(lab, "resume"),
+        ),
         (
             "killed_with_the_key_manager",
             |lab| {
@@ -57,7 +65,11 @@ pub(crate) fn all() -> Vec<(String, Test)> {
         "a_hundred_times_there_and_back".to_owned(),
         Box::new(|| {
             let times = std::env::var("CULVERT_TAKEOVERS").map_or(Ok(100), |text| text.parse())?;
-            there_and_back(times, |lab| command(lab, "drain"), |lab| command(lab, "resume"))
+            there_and_back(
+                times,
+                |lab| command(lab, "drain"),
+                |lab| command(lab, "resume"),
+            )
         }),
     ));
     tests
@@ -113,7 +125,10 @@ fn there_and_back(times: u32, away: Way, back: Way) -> Result<()> {
         .into_iter()
         .map(|capture| capture?.finish_timed())
         .collect::<Result<Vec<_>>>()?;
-    let kernel = sent.iter().map(|packets| check(packets)).sum::<Result<u64>>()?;
+    let kernel = sent
+        .iter()
+        .map(|packets| check(packets))
+        .sum::<Result<u64>>()?;
     ensure!(kernel > 0, "the kernel has sealed nothing on side a");
     let counts = take_counts(&lab.underlay)?;
     ensure!(counts.plaintext_geneve.packets == 0, "{counts:?}");
@@ -155,7 +170,10 @@ fn check(packets: &[(Duration, Vec<u8>)]) -> Result<u64> {
         let Some((spi, number, iv)) = esp(packet)? else {
             continue;
         };
-        ensure!(numbers.insert((spi, number)), "SPI {spi:#x}: number {number} twice");
+        ensure!(
+            numbers.insert((spi, number)),
+            "SPI {spi:#x}: number {number} twice"
+        );
         ensure!(ivs.insert((spi, iv)), "SPI {spi:#x}: IV {iv:#x} twice");
         others += u64::from(iv != u64::from(number) && spi == SPIS[0]);
     }
@@ -199,15 +217,25 @@ fn report(flows: &[Flow], times: &[[Duration; 2]], sent: &[(Duration, Vec<u8>)])
     for (index, name) in ["to the kernel", "to Culvert"].iter().enumerate() {
         let mut pause = std::mem::take(&mut pauses[index]);
         let mut took: Vec<Duration> = times.iter().map(|pair| pair[index]).collect();
-        for (what, list) in [("nothing sealed for", &mut pause), ("said after", &mut took)] {
+        for (what, list) in [
+            ("nothing sealed for", &mut pause),
+            ("said after", &mut took),
+        ] {
             list.sort_unstable();
             if let (Some(worst), median) = (list.last(), list.get(list.len() / 2)) {
-                println!("{name}: {what} {median:?}, at most {worst:?}, of {}", list.len());
+                println!(
+                    "{name}: {what} {median:?}, at most {worst:?}, of {}",
+                    list.len()
+                );
             }
         }
     }
     for (way, flow) in ["a to b", "b to a"].iter().zip(flows) {
-        println!("{way}: {} of {} packets lost", flow.sent - flow.received, flow.sent);
+        println!(
+            "{way}: {} of {} packets lost",
+            flow.sent - flow.received,
+            flow.sent
+        );
     }
 }
 

@@ -51,9 +51,8 @@ impl Charon {
 
     /// The kernel has a packet for which there is no SA.
     pub(crate) fn acquire(&mut self, reqid: u32) {
-        let trapped = |entry: &super::leaving::Entry| {
-            entry.policy.reqid == reqid && entry.leaves.is_none()
-        };
+        let trapped =
+            |entry: &super::leaving::Entry| entry.policy.reqid == reqid && entry.leaves.is_none();
         let others = self.others.iter().any(|(policy, _)| policy.reqid == reqid);
         if others || self.policies.iter().any(trapped) {
             self.ask_for(reqid);

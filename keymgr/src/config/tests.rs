@@ -302,6 +302,89 @@ fn policies_have_prefixes_networks_and_actions() {
 }
 
 #[test]
+fn modes_are_of_policies_then_of_peers_then_of_all() {
+    let file = GOOD.to_owned()
+        + r#"mode = "culvert-only"
+
+[fallback]
+mode = "kernel-only"
+hung_after = 250
+
+[[fallback.peer]]
+remote = "198.51.100.0/24"
+mode = "culvert-only"
+
+[[fallback.peer]]
+remote = "198.51.100.7"
+mode = "prefer-culvert"
+"#;
+    let config = check(&file).unwrap();
+    let selector = &config.policies[0].selector;
+    assert_eq!(config.modes, [(selector.clone(), Mode::CulvertOnly)].into());
+    assert_eq!(config.fallback.hung_after.as_millis(), 250);
+    for (remote, mode) in [
+        ("198.51.100.7/32", Mode::PreferCulvert),
+        ("198.51.100.8/32", Mode::CulvertOnly),
+        ("198.51.100.0/24", Mode::CulvertOnly),
+        // Not all of it is within.
+        ("198.51.0.0/16", Mode::KernelOnly),
+        ("2001:db8::1/128", Mode::KernelOnly),
+    ] {
+        let remote = remote.parse().unwrap();
+        assert_eq!(config.fallback.mode_for(&remote), mode, "{remote}");
+    }
+
+    let none = check(GOOD).unwrap();
+    assert!(none.modes.is_empty());
+    assert_eq!(none.fallback, Fallback::default());
+    assert_eq!(none.fallback.mode, Mode::PreferCulvert);
+    assert_eq!(none.fallback.hung_after.as_millis(), 100);
+    let peer = "[[fallback.peer]]\nremote = \"2001:db8::/64\"\nmode = \"kernel-only\"\n";
+    assert_eq!(check(peer).unwrap().fallback.peers.len(), 1);
+}
+
+#[test]
+fn what_is_wrong_with_the_fallback_is_named_with_its_line() {
+    let peer = |remote: &str| {
+        format!("[[fallback.peer]]\nremote = \"{remote}\"\nmode = \"kernel-only\"\n")
+    };
+    for (text, line, wanted) in [
+        ("\n[fallback]\nmode = \"kernel\"\n".to_owned(), 3, "unknown variant `kernel`"),
+        ("[fallback]\nhung = 7\n".to_owned(), 2, "unknown field `hung`"),
+        ("[fallback]\nhung_after = 49\n".to_owned(), 1, "from 50 to 60000"),
+        ("[fallback]\nhung_after = 60001\n".to_owned(), 1, "from 50 to 60000"),
+        ("[fallback]\nhung_after = \"1s\"\n".to_owned(), 2, "fallback: invalid type"),
+        ("[[fallback]]\n".to_owned(), 1, "write [fallback]"),
+        ("fallback = 5\n".to_owned(), 1, "write [fallback]"),
+        ("[fallback.peer]\n".to_owned(), 1, "write [[fallback.peer]]"),
+        (peer("192.0.2.1/24"), 1, "write 192.0.2.0/24"),
+        (peer("192.0.2.1/33"), 2, "no IPv4 or IPv6 address or prefix"),
+        (peer("224.0.0.1"), 1, "no address of a host"),
+        (peer("::ffff:192.0.2.2"), 1, "write 192.0.2.2"),
+        (peer("192.0.2.2") + "mood = 1\n", 4, "fallback.peer 192.0.2.2: unknown field `mood`"),
+        (peer("192.0.2.2") + "\n" + &peer("192.0.2.2/32"), 5, "the peer in line 1"),
+        ("[[fallback.peer]]\nremote = \"192.0.2.2\"\n".to_owned(), 1, "missing field `mode`"),
+        (
+            "[[policy]]\nlocal = \"192.0.2.1\"\nremote = \"192.0.2.2\"\naction = \"bypass\"\nmode = \"kernel-only\"\n".to_owned(),
+            1,
+            "leave mode away",
+        ),
+        ("[fall]\n".to_owned(), 1, "[[sa]], [[policy]] and [fallback]"),
+    ] {
+        let problems = check(&text).unwrap_err();
+        let found = |p: &Problem| p.text.contains(wanted) && p.line == line;
+        assert!(problems.list.iter().any(found), "{text}: {problems}");
+    }
+    // One that is wrong does not hide the others.
+    let text = format!(
+        "[fallback]\nmode = 1\n{}{}",
+        peer("x"),
+        peer("192.0.2.1/24")
+    );
+    assert_eq!(check(&text).unwrap_err().list.len(), 3);
+}
+
+#[test]
 fn duplicates_are_refused() {
     let twice = GOOD.replace("[[policy]]", "[[sa]]\ndirection = \"in\"\nspi = 0x2001\nsource = \"192.0.2.9\"\ndestination = \"192.0.2.1\"\ncipher = \"aes128gcm16\"\nkey = \"aa0102030405060708090a0b0c0d0e0f10111213\"\n\n[[policy]]");
     let problems = check(&twice).unwrap_err();

@@ -80,7 +80,10 @@ fn done(division: &Division, host: u8) -> Vec<Done> {
     let to_host = |policy: &&KernelPolicy| {
         policy.way == crate::kernel::Way::Out && policy.destination.net == selector(host).remote
     };
-    policies.filter(to_host).map(|policy| policy.action).collect()
+    policies
+        .filter(to_host)
+        .map(|policy| policy.action)
+        .collect()
 }
 
 #[test]
@@ -150,10 +153,7 @@ fn without_ipsec_in_the_kernel_nothing_is_asked_of_it() {
     assert_eq!(place_of(&division, 2), Place::Culvert);
     assert_eq!(
         division.places[&selector(3)],
-        (
-            Place::Nobody,
-            Some("as its mode says; no ESP".to_owned())
-        )
+        (Place::Nobody, Some("as its mode says; no ESP".to_owned()))
     );
     assert_eq!(division.kernel, KernelPart::default());
     let action = &division.datapath.policies[&selector(3)].action;

@@ -19,6 +19,8 @@ use libfuzzer_sys::fuzz_target;
 mod config;
 #[path = "../../../keymgr/src/entry.rs"]
 mod entry;
+#[path = "../../../keymgr/src/fallback_entry.rs"]
+mod fallback_entry;
 #[path = "../../../keymgr/src/keys/hex.rs"]
 mod hex;
 #[path = "../../../keymgr/src/policy_entry.rs"]
@@ -98,7 +100,12 @@ fn check_policy(policy: &PolicySpec, sas: &[SaSpec]) {
 }
 
 fn check(config: &Config) {
-    let Config { sas, policies } = config;
+    let Config {
+        sas,
+        policies,
+        modes,
+        fallback,
+    } = config;
     sas.iter().for_each(check_sa);
     let ids: HashSet<_> = sas
         .iter()
@@ -110,6 +117,21 @@ fn check(config: &Config) {
     assert!(policies.is_sorted_by(|one, next| one.order < next.order));
     let selectors: HashSet<_> = policies.iter().map(|policy| &policy.selector).collect();
     assert_eq!(selectors.len(), policies.len());
+    // Who may serve is said of policies that there are, and that are served.
+    let protects = |policy: &&PolicySpec| matches!(policy.action, Action::Protect { .. });
+    let served: HashSet<_> = policies
+        .iter()
+        .filter(protects)
+        .map(|policy| &policy.selector)
+        .collect();
+    assert!(modes.keys().all(|selector| served.contains(selector)));
+    assert!((50..=60_000).contains(&fallback.hung_after.as_millis()));
+    let peers: HashSet<_> = fallback.peers.iter().map(|(remote, _)| remote).collect();
+    assert_eq!(peers.len(), fallback.peers.len());
+    for (remote, mode) in &fallback.peers {
+        assert_eq!(*remote, remote.trunc());
+        assert_eq!(fallback.mode_for(remote), *mode);
+    }
 }
 
 fuzz_target!(|text: &str| {
