@@ -490,6 +490,7 @@ impl StandIn {
     }
 
     /// Removes everything of ours. Returns how many SAs and policies it was.
+    #[expect(dead_code)]
     pub(crate) fn clear(&mut self) -> usize {
         let count = self.held.len() + self.policies.len();
         self.give_back(&KernelPart::default(), &Wanted::default());

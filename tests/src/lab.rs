@@ -92,6 +92,8 @@ pub struct Side {
     datapath: Option<Child>,
     keymgr: Option<Child>,
     geneve: Option<Fixture>,
+    /// XDP mode, as the settings of the next start have it.
+    xdp: &'static str,
 }
 
 /// The lab. Either side can do without Culvert, and have something else that speaks ESP.
@@ -252,6 +254,7 @@ impl Side {
             datapath: None,
             keymgr: None,
             geneve: None,
+            xdp: plan.xdp,
         })
     }
 

@@ -7,12 +7,14 @@
 //! ```
 //! [`netns`] has namespaces and processes in them, and removes what a dead lab left; [`geneve`] is the Geneve
 //! endpoint for kernels without one; [`keys`] are the SAs; [`lab`] builds it all; [`wire`] says what was on the
-//! wire; [`load`] is ping and iperf3, [`udp`] packets with numbers; [`demo`] runs the demo.
+//! wire; [`load`] is ping and iperf3, [`udp`] packets with numbers; [`demo`] runs the demo; [`campaign`] hurts Culvert at
+//! random, and judges.
 //!
 //! The daemons that Culvert works with are on the hypervisors as they are on real ones: [`hypervisor`] gives each its own
 //! files, [`charon`] is strongSwan, [`ike`] its connections, with [`certificates`], [`ovs`] is Open vSwitch;
 //! [`negotiated`] is the lab with strongSwan, [`switched`] with both.
 
+pub mod campaign;
 pub mod certificates;
 pub mod charon;
 pub mod demo;

@@ -242,16 +242,28 @@ impl Home {
     ///
     /// # Errors
     /// It cannot be started.
+    pub fn spawn(&self, mut command: Command, log: &Path) -> Result<Child> {
+        let output = File::options().create(true).append(true).open(log)?;
+        command.stdout(output.try_clone()?);
+        self.spawn_to(command, output)
+    }
+
+    /// As [`Home::spawn`], but what it writes to its standard output is for us.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_piped(&self, mut command: Command, log: &Path) -> Result<Child> {
+        let output = File::options().create(true).append(true).open(log)?;
+        command.stdout(Stdio::piped());
+        self.spawn_to(command, output)
+    }
+
     #[expect(
         unsafe_code,
         reason = "tying the process to this one between fork and exec"
     )]
-    pub fn spawn(&self, mut command: Command, log: &Path) -> Result<Child> {
-        let output = File::options().create(true).append(true).open(log)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output);
+    fn spawn_to(&self, mut command: Command, errors: File) -> Result<Child> {
+        command.stdin(Stdio::null()).stderr(errors);
         if !self.keep {
             // SAFETY: prctl is async-signal-safe.
             unsafe {

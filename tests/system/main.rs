@@ -2,6 +2,7 @@
 //!
 //! A test that needs what this machine lacks is listed as `skipped: why`, and counted.
 
+mod campaign;
 mod commands;
 mod faults;
 mod interop;
@@ -49,6 +50,7 @@ fn main() {
         tests(&lab, lives::TESTS),
         tests(&lab, sizes::TESTS),
         tests(&lab, modes::TESTS),
+        tests_within(&lab, campaign::TESTS, campaign::limit()),
         tests(&parts, parts::TESTS),
         tests(&strongswan, strongswan::TESTS),
         tests(&strongswan, strongswan_docs::TESTS),
@@ -62,9 +64,13 @@ fn main() {
 }
 
 fn tests(missing: &Option<String>, list: &[(&str, Test)]) -> Vec<Trial> {
+    tests_within(missing, list, LIMIT)
+}
+
+fn tests_within(missing: &Option<String>, list: &[(&str, Test)], limit: Duration) -> Vec<Trial> {
     list.iter()
         .map(|&(name, test)| match missing {
-            None => Trial::test(name, move || within_limit(test)),
+            None => Trial::test(name, move || within_limit(test, limit)),
             Some(why) => {
                 Trial::test(format!("{name}: skipped: {why}"), || Ok(())).with_ignored_flag(true)
             }
@@ -73,15 +79,15 @@ fn tests(missing: &Option<String>, list: &[(&str, Test)]) -> Vec<Trial> {
 }
 
 /// Runs a test; one that takes too long fails, and loses its lab, which ends whatever it waits for.
-fn within_limit(test: Test) -> Result<(), Failed> {
+fn within_limit(test: Test, limit: Duration) -> Result<(), Failed> {
     let (done, result) = mpsc::channel();
     std::thread::spawn(move || done.send(test()));
-    match result.recv_timeout(LIMIT) {
+    match result.recv_timeout(limit) {
         Ok(result) => result.map_err(|error| Failed::from(format!("{error:#}"))),
         Err(mpsc::RecvTimeoutError::Disconnected) => Err(Failed::from("it panicked")),
         Err(mpsc::RecvTimeoutError::Timeout) => {
             netns::remove_own();
-            Err(Failed::from(format!("not done after {LIMIT:?}")))
+            Err(Failed::from(format!("not done after {limit:?}")))
         }
     }
 }

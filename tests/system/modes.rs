@@ -10,6 +10,10 @@ use crate::faults::check_capture;
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("generic_mode", generic_mode),
+    (
+        "another_mode_at_the_next_start",
+        another_mode_at_the_next_start,
+    ),
     ("two_workers_share_an_sa", two_workers_share_an_sa),
 ];
 
@@ -30,6 +34,26 @@ fn generic_mode() -> Result<()> {
         ensure!(wire.is_some_and(|port| port.xdp == "generic"), "{ports:?}");
         let log = std::fs::read_to_string(side.folder.join("datapath.log"))?;
         ensure!(log.contains("wire port wire0: XDP generic"), "{log}");
+    }
+    Ok(())
+}
+
+/// The kernel has one mode at a time, and lets go of the old one in its own time: the start waits for that.
+fn another_mode_at_the_next_start() -> Result<()> {
+    let mut lab = Lab::new(Plan::default())?;
+    lab.start_culvert()?;
+    for mode in ["generic", "native"].repeat(5) {
+        lab.end_datapath(0)?;
+        lab.set_xdp(0, mode);
+        take_counts(&lab.underlay)?;
+        lab.start_datapath(0)?;
+        lab.wait_for_protection(0)?;
+        let ports = lab.sides[0].datapath_status()?.ports;
+        let wire = ports.iter().find(|port| port.role == "wire");
+        ensure!(wire.is_some_and(|port| port.xdp == mode), "{ports:?}");
+        let ping = load::ping(&lab, 5)?;
+        ensure!(ping.received == 5, "{mode}: {ping:?}");
+        ensure!(take_counts(&lab.underlay)?.plaintext_geneve.packets == 0);
     }
     Ok(())
 }

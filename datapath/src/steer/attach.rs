@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
@@ -75,7 +76,9 @@ pub(super) fn xdp(
     };
     let mut problem = anyhow!("no XDP mode");
     for &mode in modes {
-        match attach_xdp(program, interface, mode, &pin_path(pins, name, index, mode)) {
+        let pin = pin_path(pins, name, index, mode);
+        let tried = once_free(former, || attach_xdp(program, interface, mode, &pin));
+        match tried {
             Ok(()) => {
                 info!("{interface}: XDP program {name} attached, {mode} mode");
                 return Ok(mode);
@@ -87,10 +90,29 @@ pub(super) fn xdp(
         }
     }
     if let Some(mode) = former {
-        attach_xdp(program, interface, mode, &pin_path(pins, name, index, mode))
+        let pin = pin_path(pins, name, index, mode);
+        once_free(former, || attach_xdp(program, interface, mode, &pin))
             .with_context(|| format!("{interface} is without XDP program {name}"))?;
     }
     Err(problem).with_context(|| format!("XDP cannot be attached to {interface}"))
+}
+
+/// Attaches; if the interface had a program of ours in another mode, when that is gone. The kernel detaches what
+/// was unpinned only after a moment.
+fn once_free(former: Option<&str>, mut attach: impl FnMut() -> Result<()>) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(1);
+    loop {
+        match attach() {
+            Err(error)
+                if former.is_some()
+                    && matches!(errno(&error), Some(libc::EBUSY | libc::EEXIST))
+                    && Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn attach_xdp(

@@ -1,8 +1,9 @@
 //! Culvert's daemons in the lab: starting them, waiting for them, killing them.
 
 use std::process::Child;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use culvert_proto::DATAPATH_SOCKET;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,6 +11,9 @@ use nix::unistd::Pid;
 use super::{BRIDGE, HOST_PORT, Lab, Plan, START_LIMIT, WIRE, program, tail};
 use crate::keys::write_private;
 use crate::netns::{run, wait_for};
+
+/// Longest time until a daemon has ended.
+const END_LIMIT: Duration = Duration::from_secs(20);
 
 impl Lab {
     /// Starts the datapath of a side; what it left pinned is taken over.
@@ -20,7 +24,7 @@ impl Lab {
         let side = &mut self.sides[number];
         let folder = side.folder.clone();
         let config = folder.join("datapath.toml");
-        let Plan { queues, xdp, .. } = self.plan;
+        let (Plan { queues, .. }, xdp) = (self.plan, side.xdp);
         // Each side has its core, as long as there are enough.
         let cores: Vec<_> = (0..queues as usize)
             .map(|worker| Ok((number + worker) % std::thread::available_parallelism()?.get()))
@@ -40,11 +44,16 @@ impl Lab {
         command.envs(self.log_level.map(|level| ("RUST_LOG", level)));
         let log = folder.join("datapath.log");
         let _ = std::fs::remove_file(folder.join(DATAPATH_SOCKET));
-        side.datapath = Some(self.home.spawn(command, &log)?);
+        let datapath = side.datapath.insert(self.home.spawn(command, &log)?);
+        let mut ended = None;
         let started = wait_for("culvert-datapath", START_LIMIT, || {
-            folder.join(DATAPATH_SOCKET).exists()
+            ended = datapath.try_wait().ok().flatten();
+            ended.is_some() || folder.join(DATAPATH_SOCKET).exists()
         });
         started.with_context(|| tail(&log))?;
+        if let Some(status) = ended {
+            bail!("culvert-datapath: {status}; {}", tail(&log));
+        }
         if let Some(geneve) = &mut side.geneve {
             // Its host port may be a new one.
             let pins = folder.join("lab-bpf");
@@ -121,10 +130,10 @@ impl Lab {
         end(&mut self.sides[number].datapath, Signal::SIGKILL)
     }
 
-    /// Ends the datapath of a side in order, as a restart would.
+    /// Ends the datapath of a side in order.
     ///
     /// # Errors
-    /// It does not run.
+    /// It does not run, or does not end.
     pub fn end_datapath(&mut self, number: usize) -> Result<()> {
         end(&mut self.sides[number].datapath, Signal::SIGTERM)
     }
@@ -135,6 +144,19 @@ impl Lab {
         let folder = &self.sides[number].folder;
         let logs = ["keymgr.log", "datapath.log"].map(|log| tail(&folder.join(log)));
         logs.join("\n")
+    }
+
+    /// Ends the key manager of a side in order.
+    ///
+    /// # Errors
+    /// It does not run, or does not end.
+    pub fn end_keymgr(&mut self, number: usize) -> Result<()> {
+        end(&mut self.sides[number].keymgr, Signal::SIGTERM)
+    }
+
+    /// Has the datapath of a side use this XDP mode from its next start on.
+    pub fn set_xdp(&mut self, number: usize, mode: &'static str) {
+        self.sides[number].xdp = mode;
     }
 
     /// Removes on purpose what the datapath of a side, which must be dead, has left to protect the host.
@@ -176,6 +198,12 @@ impl Lab {
 fn end(child: &mut Option<Child>, signal: Signal) -> Result<()> {
     let mut child = child.take().context("it does not run")?;
     kill(Pid::from_raw(child.id().cast_signed()), signal)?;
-    child.wait()?;
-    Ok(())
+    let ended = wait_for("a daemon to end", END_LIMIT, || {
+        matches!(child.try_wait(), Ok(Some(_)))
+    });
+    if ended.is_err() {
+        child.kill()?;
+        child.wait()?;
+    }
+    ended
 }

@@ -1,0 +1,184 @@
+//! What a campaign measured: a table for people, a record for later.
+
+use std::fmt::Write;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::json;
+
+use super::events::{Event, Kind};
+use super::load::{Recovery, Totals};
+use crate::netns::run;
+
+/// What is known of one event.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// The event.
+    pub event: Event,
+    /// How traffic came back.
+    pub recovery: Recovery,
+}
+
+/// What is known of a campaign.
+#[derive(Debug)]
+pub struct Report {
+    /// Its seed.
+    pub seed: u64,
+    /// Its events.
+    pub outcomes: Vec<Outcome>,
+    /// The load.
+    pub totals: Totals,
+    /// Packets of ESP that were looked at.
+    pub esp_packets: u64,
+    /// SAs that they were of.
+    pub sas: usize,
+}
+
+/// Milliseconds.
+#[derive(Debug, Serialize)]
+struct Times {
+    median: f64,
+    worst: f64,
+}
+
+impl Times {
+    fn of(times: impl Iterator<Item = Duration>) -> Self {
+        let mut times: Vec<f64> = times.map(milliseconds).collect();
+        times.sort_by(f64::total_cmp);
+        let at = |index: usize| times.get(index).copied().unwrap_or(f64::NAN);
+        Self {
+            median: f64::midpoint(at(times.len().saturating_sub(1) / 2), at(times.len() / 2)),
+            worst: at(times.len().saturating_sub(1)),
+        }
+    }
+}
+
+/// Events of one kind.
+#[derive(Debug, Serialize)]
+struct Row {
+    kind: &'static str,
+    events: usize,
+    udp_ms: Times,
+    tcp_ms: Times,
+    gap_ms: Times,
+}
+
+impl Report {
+    fn rows(&self) -> Vec<Row> {
+        let row = |kind: Kind| {
+            let outcomes: Vec<_> = self
+                .outcomes
+                .iter()
+                .filter(|outcome| outcome.event.kind == kind)
+                .collect();
+            let times = |of: fn(&Recovery) -> Duration| {
+                Times::of(outcomes.iter().map(|outcome| of(&outcome.recovery)))
+            };
+            (!outcomes.is_empty()).then(|| Row {
+                kind: kind.name(),
+                events: outcomes.len(),
+                udp_ms: times(|recovery| recovery.udp),
+                tcp_ms: times(|recovery| recovery.tcp),
+                gap_ms: times(|recovery| recovery.gap),
+            })
+        };
+        Kind::ALL.into_iter().filter_map(row).collect()
+    }
+
+    /// The table: milliseconds, median and worst, until UDP and TCP flowed again, and without a UDP packet.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "seed {}: {} events, {} packets of ESP under {} SAs; UDP {} of {} packets; TCP {} MB, {} connections anew\n\
+             ms (median, worst)        events  UDP again        TCP again        longest gap\n",
+            self.seed,
+            self.outcomes.len(),
+            self.esp_packets,
+            self.sas,
+            self.totals.udp_received,
+            self.totals.udp_sent,
+            self.totals.tcp_received / 1_000_000,
+            self.totals.tcp_anew,
+        );
+        for row in self.rows() {
+            let _ = write!(text, "{:25} {:6}", row.kind, row.events);
+            for times in [row.udp_ms, row.tcp_ms, row.gap_ms] {
+                let _ = write!(text, "  {:6.0} {:8.0}", times.median, times.worst);
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    /// Writes the record.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, file: &str) -> Result<()> {
+        let said = |program: &str, arguments: &[&str]| {
+            let text = run(Command::new(program)
+                .args(arguments)
+                .current_dir(env!("CARGO_MANIFEST_DIR")));
+            text.unwrap_or_default().trim().to_owned()
+        };
+        let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = cpus
+            .lines()
+            .find_map(|line| Some(line.strip_prefix("model name")?.split_once(": ")?.1));
+        let raw: Vec<_> = self
+            .outcomes
+            .iter()
+            .map(|Outcome { event, recovery }| {
+                json!({
+                    "kind": event.kind.name(),
+                    "side": event.side_name(),
+                    "length_ms": milliseconds(event.length),
+                    "udp_ms": milliseconds(recovery.udp),
+                    "tcp_ms": milliseconds(recovery.tcp),
+                    "gap_ms": milliseconds(recovery.gap),
+                })
+            })
+            .collect();
+        let record = json!({
+            "commit": said("git", &["describe", "--always", "--dirty"]),
+            "cpu": cpu,
+            "cores": std::thread::available_parallelism()?.get(),
+            "kernel": said("uname", &["-sr"]),
+            "rustc": said("rustc", &["--version"]),
+            "seed": self.seed,
+            "events": self.outcomes.len(),
+            "esp_packets": self.esp_packets,
+            "sas": self.sas,
+            "udp_sent": self.totals.udp_sent,
+            "udp_received": self.totals.udp_received,
+            "tcp_bytes": self.totals.tcp_received,
+            "tcp_anew": self.totals.tcp_anew,
+            "summary": self.rows(),
+            "raw": raw,
+        });
+        std::fs::write(file, format!("{record:#}\n"))?;
+        Ok(())
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        let times = |list: &[u64]| {
+            let times = Times::of(list.iter().map(|&time| Duration::from_millis(time)));
+            (times.median, times.worst)
+        };
+        assert_eq!(times(&[5]), (5.0, 5.0));
+        assert_eq!(times(&[1, 9]), (5.0, 9.0));
+        assert_eq!(times(&[9, 1, 2]), (2.0, 9.0));
+    }
+}
