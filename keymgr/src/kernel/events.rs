@@ -166,3 +166,95 @@ pub(super) fn template(rest: &[u8]) -> io::Result<Option<UserTemplate>> {
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::policy::priority;
+    use super::*;
+    use netlink_packet_core::{Emitable, NetlinkMessage};
+    use netlink_packet_xfrm::constants::{AF_INET, AF_INET6};
+    use netlink_packet_xfrm::monitor::{AcquireMessage, ExpireMessage, MappingMessage};
+    use netlink_packet_xfrm::{Address, Id, UserSaId, XfrmAttrs, XfrmMessage};
+
+    fn heard(message: XfrmMessage) -> Option<KernelEvent> {
+        let mut message = NetlinkMessage::from(message);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        let mut heard = None;
+        let mut each = |message: &Message| {
+            heard = event(message)?;
+            Ok(())
+        };
+        link::split(&bytes, &mut each).unwrap();
+        heard
+    }
+
+    fn ip(text: &str) -> (IpAddr, Address) {
+        let ip = text.parse().unwrap();
+        (ip, Address::from_ip(&ip))
+    }
+
+    #[test]
+    fn a_peer_that_moves_is_heard() {
+        let ((destination, daddr), (remote, new_saddr)) = (ip("192.0.2.1"), ip("192.0.2.9"));
+        let mut mapping = MappingMessage::default();
+        mapping.map.id = UserSaId {
+            daddr,
+            spi: 0x1001,
+            family: AF_INET,
+            proto: IPPROTO_ESP,
+        };
+        mapping.map.new_saddr = new_saddr;
+        mapping.map.new_sport = 1234;
+        let moved = KernelEvent::Mapping {
+            spi: Spi::new(0x1001).unwrap(),
+            destination,
+            remote: SocketAddr::new(remote, 1234),
+        };
+        assert_eq!(heard(XfrmMessage::Mapping(mapping)), Some(moved));
+    }
+
+    #[test]
+    fn lifetimes_of_esp_are_heard() {
+        let (destination, daddr) = ip("2001:db8::1");
+        let mut message = ExpireMessage::default();
+        message.expire.hard = 1;
+        message.expire.state.family = AF_INET6;
+        message.expire.state.id = Id {
+            daddr,
+            spi: 0x1001,
+            proto: IPPROTO_ESP,
+        };
+        let expired = KernelEvent::Expired {
+            spi: Spi::new(0x1001).unwrap(),
+            destination,
+            hard: true,
+        };
+        assert_eq!(heard(XfrmMessage::Expire(message.clone())), Some(expired));
+        message.expire.state.id.proto = 51;
+        assert_eq!(heard(XfrmMessage::Expire(message)), None);
+    }
+
+    #[test]
+    fn wants_of_others_are_not_ours() {
+        let ((local, saddr), (remote, daddr)) = (ip("192.0.2.1"), ip("192.0.2.2"));
+        let mut message = AcquireMessage::default();
+        message.acquire.saddr = saddr;
+        message.acquire.id.daddr = daddr;
+        message.acquire.policy.priority = priority(5);
+        message.nlas = vec![XfrmAttrs::Template(vec![UserTemplate {
+            family: AF_INET,
+            reqid: 7,
+            ..UserTemplate::default()
+        }])];
+        let acquire = KernelEvent::Acquire(Acquire {
+            reqid: 7,
+            local,
+            remote,
+        });
+        assert_eq!(heard(XfrmMessage::Acquire(message.clone())), Some(acquire));
+        message.acquire.policy.priority = 399_999;
+        assert_eq!(heard(XfrmMessage::Acquire(message)), None);
+    }
+}

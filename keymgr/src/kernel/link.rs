@@ -115,7 +115,7 @@ impl Link {
         self.answers(each).map(drop)
     }
 
-    /// Asks for all there is, which `fresh` makes a new list for; again, if it changed meanwhile.
+    /// Asks for all there is; again, if that changed meanwhile.
     pub(super) fn dump<T>(
         &mut self,
         request: impl Fn() -> XfrmMessage,
@@ -241,7 +241,11 @@ pub(super) fn overrun(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::ENOBUFS as i32)
 }
 
-fn split(mut rest: &[u8], each: &mut dyn FnMut(&Message) -> io::Result<()>) -> io::Result<()> {
+/// The messages of one datagram.
+pub(super) fn split(
+    mut rest: &[u8],
+    each: &mut dyn FnMut(&Message) -> io::Result<()>,
+) -> io::Result<()> {
     while !rest.is_empty() {
         let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
         let length = usize::try_from(message.length()).unwrap_or(usize::MAX);

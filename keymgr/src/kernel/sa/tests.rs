@@ -82,7 +82,6 @@ fn what_culvert_does_not_have_the_kernel_does() {
     ] {
         assert_eq!(of(encryption, integrity).unwrap(), name);
     }
-    // RFC 4303 [3.2-not-both-null, 5-not-both-null]
     for (encryption, integrity, words) in [
         (12, 0, "without integrity"),
         (11, 0, "without integrity"),
