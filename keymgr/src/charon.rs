@@ -106,7 +106,7 @@ impl Charon {
             sessions: 0,
             sas: BTreeMap::new(),
             policies: Vec::new(),
-            guard: Guard::open(run.join("held"))?,
+            guard: Guard::open(run.join(crate::leftovers::HELD))?,
             reserved: HashMap::new(),
             asked: HashMap::new(),
             refused: BTreeMap::new(),

@@ -17,6 +17,7 @@ use crate::charon::Charon;
 use crate::charon::listen::Bridge;
 use crate::config::{self, Config};
 use crate::events;
+use crate::leftovers;
 use crate::manager::Manager;
 use crate::push;
 use crate::shared::Shared;
@@ -113,6 +114,16 @@ pub fn run(paths: Paths) -> Result<()> {
         let _ = std::fs::remove_file(socket);
     }
     Ok(())
+}
+
+/// Removes on purpose what [`run`] leaves; see [`leftovers`] for what stays all the same.
+///
+/// # Errors
+/// The key manager is running, or something could not be removed.
+pub fn remove(paths: &Paths) -> Result<()> {
+    make_directory(&paths.run).with_context(|| format!("cannot use {}", paths.run.display()))?;
+    let _lock = Lock::take(&paths.run, "culvert-keymgr").context("stop it first")?;
+    leftovers::remove(&paths.run)
 }
 
 /// Connections of the control socket at once. One at a time is not enough, as a reload may wait; more than a few

@@ -4,7 +4,7 @@
 //! [`config`] reads the file of static SAs, whole or not at all; [`used_keys`] remembers static keys across
 //! reboots; `charon` has what strongSwan negotiates, [`spi`] gives out SPIs. `manager` joins both; [`wanted`] finds what changed; [`push`]
 //! brings it to the datapath; `events` hears of lifetimes, peers that move and SAs that are missing; [`daemon`] runs
-//! it all.
+//! it all, and [`leftovers`] is what stays when it ends.
 
 mod charon;
 pub mod config;
@@ -13,6 +13,7 @@ mod entry;
 mod events;
 mod fallback_entry;
 mod keys;
+pub mod leftovers;
 mod manager;
 mod policy_entry;
 pub mod push;

@@ -11,6 +11,7 @@ use culvert_proto::policy::short;
 use culvert_proto::status::{Handovers, KeymgrStatus};
 use ipnet::IpNet;
 use log::{error, info, warn};
+use nix::sys::signal::{Signal, raise};
 
 use crate::charon::Charon;
 use crate::config::{self, Config};
@@ -278,8 +279,14 @@ impl Manager {
         while let Some(request) = channel.receive()? {
             let reply = match request {
                 KeymgrRequest::Hello(_) => return Err(ChannelError::Unexpected),
-                KeymgrRequest::Drain | KeymgrRequest::Resume | KeymgrRequest::End => {
+                KeymgrRequest::Drain | KeymgrRequest::Resume => {
                     KeymgrReply::Refused("not yet".to_owned())
+                }
+                KeymgrRequest::End => {
+                    let told = channel.send(&KeymgrReply::Done);
+                    // Also if nobody waits for the answer any more.
+                    raise(Signal::SIGTERM)?;
+                    return told;
                 }
                 KeymgrRequest::Status => KeymgrReply::Status(Box::new(self.status())),
                 KeymgrRequest::Release(which) => KeymgrReply::Released(self.release(which)),
