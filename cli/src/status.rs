@@ -1,6 +1,8 @@
-//! `culvert status`: both daemons on one screen.
+//! `culvert status`: both daemons on one screen. [`tunnels`] joins what they say of each policy, [`problems`] judges,
+//! [`view`] lays out.
 
 mod problems;
+mod tunnels;
 mod view;
 
 use std::io::{self, IsTerminal};
@@ -18,7 +20,7 @@ pub(crate) struct Arguments {
     /// For programs: one JSON object on stdout
     #[arg(long)]
     json: bool,
-    /// Show every policy and SA, also when they are more than a screen takes
+    /// Show every policy and SA, also when they are more than a screen takes, and what the kernel protects beside Geneve
     #[arg(long)]
     all: bool,
     /// Show it again every so many seconds
@@ -40,6 +42,9 @@ pub(crate) struct Report {
     keymgr: Option<KeymgrStatus>,
     /// What is not well, and what to do; empty: all is.
     problems: Vec<String>,
+    /// What is well, but not as it is meant to be: tunnels that the kernel has taken over. They are protected, so that the
+    /// exit code is that of a good state; whatever keeps the datapath from serving is a problem of its own.
+    notices: Vec<String>,
     /// What people see in the place of a daemon's time: `down` if it is known to be.
     #[serde(skip)]
     absence: [&'static str; 2],
@@ -60,15 +65,16 @@ impl Report {
         if let Ok(keymgr) = &keymgr {
             problems.extend(problems::of_keymgr(keymgr, datapath.is_ok()));
         }
-        if let Ok(datapath) = &datapath {
-            let tunnels = problems::tunnels(keymgr.as_ref().ok());
-            problems.extend(problems::of_datapath(datapath, &tunnels));
-        }
+        let tunnels = tunnels::join(datapath.as_ref().ok(), keymgr.as_ref().ok());
+        problems.extend(problems::of_tunnels(&tunnels, datapath.as_ref().ok()));
+        let drained = keymgr.as_ref().is_ok_and(|keymgr| keymgr.drained);
+        let notices = problems::fallen_back(&tunnels, drained);
         Self {
             absence: [absence(&datapath), absence(&keymgr)],
             datapath: datapath.ok(),
             keymgr: keymgr.ok(),
             problems,
+            notices,
         }
     }
 }
@@ -104,4 +110,4 @@ pub(crate) fn run(arguments: &Arguments, run: &Path) -> anyhow::Result<bool> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -9,20 +9,40 @@ pub(crate) enum Align {
     Right,
 }
 
+/// A column.
+struct Column {
+    title: &'static str,
+    align: Align,
+    /// Whether it is there without anything in it.
+    stays: bool,
+}
+
 /// A table with a header line; its columns are as wide as they must be.
 pub(crate) struct Table {
-    columns: Vec<(&'static str, Align)>,
+    columns: Vec<Column>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// Columns whose title begins with `>` stand to the right: numbers.
+    /// Columns whose title begins with `>` stand to the right: numbers. Those whose title begins with `?` are there only if
+    /// a row has something in them.
     pub(crate) fn new(titles: &[&'static str]) -> Self {
         let columns = titles
             .iter()
-            .map(|title| match title.strip_prefix('>') {
-                Some(title) => (title, Align::Right),
-                None => (*title, Align::Left),
+            .map(|title| {
+                let (title, stays) = match title.strip_prefix('?') {
+                    Some(title) => (title, false),
+                    None => (*title, true),
+                };
+                let (title, align) = match title.strip_prefix('>') {
+                    Some(title) => (title, Align::Right),
+                    None => (title, Align::Left),
+                };
+                Column {
+                    title,
+                    align,
+                    stays,
+                }
             })
             .collect();
         Self {
@@ -41,28 +61,32 @@ impl Table {
         if self.rows.is_empty() {
             return text;
         }
-        let widths: Vec<usize> = self
+        // The columns that are there, with their widths.
+        let columns: Vec<(usize, usize)> = self
             .columns
             .iter()
             .enumerate()
-            .map(|(at, (title, _))| {
+            .filter_map(|(at, column)| {
                 let cells = self.rows.iter().filter_map(|row| row.get(at));
-                cells.map(String::len).max().unwrap_or(0).max(title.len())
+                let widest = cells.map(String::len).max().unwrap_or(0);
+                let there = column.stays || widest > 0;
+                there.then_some((at, widest.max(column.title.len())))
             })
             .collect();
-        let titles: Vec<&str> = self.columns.iter().map(|(title, _)| *title).collect();
+        let titles: Vec<&str> = self.columns.iter().map(|column| column.title).collect();
         let rows = self
             .rows
             .iter()
             .map(|row| row.iter().map(String::as_str).collect());
         for row in std::iter::once(titles).chain(rows) {
             let mut line = String::new();
-            for ((cell, width), (_, align)) in row.iter().zip(&widths).zip(&self.columns) {
-                if !line.is_empty() {
+            for (number, &(at, width)) in columns.iter().enumerate() {
+                if number > 0 {
                     line.push_str("  ");
                 }
+                let cell = row.get(at).copied().unwrap_or_default();
                 // Writing to a string does not fail.
-                let _ = match align {
+                let _ = match self.columns[at].align {
                     Align::Left => write!(line, "{cell:<width$}"),
                     Align::Right => write!(line, "{cell:>width$}"),
                 };
@@ -119,6 +143,15 @@ mod tests {
             table.text(),
             "NAME       COUNT  NOTE\na       12345678  x\nlonger         1\n"
         );
+    }
+
+    #[test]
+    fn a_column_may_be_there_only_if_it_is_needed() {
+        let mut table = Table::new(&["A", "?B", "?>C"]);
+        table.row(["x", "", ""].map(str::to_owned));
+        assert_eq!(table.text(), "A\nx\n");
+        table.row(["y", "", "7"].map(str::to_owned));
+        assert_eq!(table.text(), "A  C\nx\ny  7\n");
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Charon {
             sessions: 0,
             sas: BTreeMap::new(),
             policies: Vec::new(),
-            guard: Guard::open(run.join("held"))?,
+            guard: Guard::open(run.join(crate::leftovers::HELD))?,
             others: Vec::new(),
             kernel: Err("it was not asked yet".to_owned()),
             reserved: HashMap::new(),

@@ -18,6 +18,7 @@ use crate::charon::listen::Bridge;
 use crate::config::{self, Config};
 use crate::events;
 use crate::kernel;
+use crate::leftovers;
 use crate::manager::Manager;
 use crate::push::Steward;
 use crate::shared::Shared;
@@ -28,7 +29,7 @@ use crate::state::State;
 pub const PROGRAM: &str = concat!("culvert-keymgr ", env!("CARGO_PKG_VERSION"));
 
 /// File name of the SA state region in the run directory.
-const REGION: &str = "sa-state";
+pub(crate) const REGION: &str = "sa-state";
 
 /// How often it is noted which SAs are used, and what is overdue.
 const TICK: Duration = Duration::from_millis(250);
@@ -78,11 +79,17 @@ pub fn run(paths: Paths) -> Result<()> {
     let for_push = Region::from_fd(region.as_fd().try_clone_to_owned()?)?;
     let shared = Arc::new(Shared::new()?);
     let for_kernel = Region::from_fd(region.as_fd().try_clone_to_owned()?)?;
-    let stand_in = StandIn::new(for_kernel, &paths.pins, |key| region.knows(key));
+    let stand_in = StandIn::new(for_kernel, &paths.pins, |key| {
+        leftovers::state_of(&region, key)
+    });
     let stand_in = Arc::new(Mutex::new(stand_in));
     let state = State::new(region, &paths.state)?;
     let mut charon = Charon::open(&paths.run).context("peers to be held")?;
     charon.kernel = lock(&stand_in).ready();
+    match &charon.kernel {
+        Ok(()) => info!("kernel IPsec stands behind the datapath"),
+        Err(why) => warn!("kernel IPsec cannot stand in for the datapath: {why}"),
+    }
     let [datapath, control] = [DATAPATH_SOCKET, KEYMGR_SOCKET].map(|socket| paths.run.join(socket));
     let bridge = Bridge::bind(&paths.bridge)
         .with_context(|| format!("strongSwan's socket {}", paths.bridge.display()))?;
@@ -137,6 +144,16 @@ fn hear_kernel(manager: &Manager) {
         debug!("events of the kernel: {error}");
         std::thread::sleep(Duration::from_secs(10));
     }
+}
+
+/// Removes on purpose what [`run`] leaves; see [`leftovers`] for what stays all the same.
+///
+/// # Errors
+/// The key manager is running, or something could not be removed.
+pub fn remove(paths: &Paths) -> Result<()> {
+    make_directory(&paths.run).with_context(|| format!("cannot use {}", paths.run.display()))?;
+    let _lock = Lock::take(&paths.run, "culvert-keymgr").context("stop it first")?;
+    leftovers::remove(&paths.run)
 }
 
 /// Connections of the control socket at once. One at a time is not enough, as a reload may wait; more than a few

@@ -5,7 +5,7 @@
 //! reboots; `charon` has what strongSwan negotiates, [`spi`] gives out SPIs. `manager` joins both to one `goal`; `place`
 //! divides it between the datapath and the kernel's IPsec. `push` brings its part to the datapath, [`wanted`] finding what
 //! changed; `stand_in` moves SAs to the kernel and back, which [`kernel`] talks to. `events` hears of lifetimes, peers that move and SAs
-//! that are missing; [`daemon`] runs it all.
+//! that are missing; [`daemon`] runs it all, and [`leftovers`] is what stays when it ends.
 
 mod charon;
 pub mod config;
@@ -16,6 +16,7 @@ mod fallback_entry;
 mod goal;
 pub mod kernel;
 mod keys;
+pub mod leftovers;
 mod manager;
 mod place;
 mod policy_entry;

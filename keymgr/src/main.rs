@@ -30,6 +30,10 @@ struct Arguments {
     /// Check the file and end
     #[arg(long)]
     check: bool,
+    /// Remove what stays when the key manager ends: its SAs and policies in the kernel, and the list of peers that
+    /// strongSwan has protected. From then on, what the kernel protected leaves in clear!
+    #[arg(long, conflicts_with = "check")]
+    remove: bool,
 }
 
 fn main() -> ExitCode {
@@ -65,12 +69,17 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         anyhow::bail!("needs root: its sockets and its state are root's");
     }
-    daemon::run(daemon::Paths {
+    let paths = daemon::Paths {
         config: path,
         config_may_be_missing,
         bridge: arguments.bridge,
         pins: arguments.pins,
         run: arguments.run_dir,
         state: arguments.state_dir,
-    })
+    };
+    if arguments.remove {
+        daemon::remove(&paths)
+    } else {
+        daemon::run(paths)
+    }
 }

@@ -14,6 +14,7 @@ use culvert_proto::sa::SaId;
 use culvert_proto::status::KeymgrStatus;
 use ipnet::IpNet;
 use log::{error, info, warn};
+use nix::sys::signal::{Signal, raise};
 
 use crate::charon::Charon;
 use crate::config::{self, Config, Fallback};
@@ -415,7 +416,12 @@ impl Manager {
                 KeymgrRequest::Hello(_) => return Err(ChannelError::Unexpected),
                 KeymgrRequest::Drain => self.drain(true),
                 KeymgrRequest::Resume => self.drain(false),
-                KeymgrRequest::End => KeymgrReply::Refused("not yet".to_owned()),
+                KeymgrRequest::End => {
+                    let told = channel.send(&KeymgrReply::Done);
+                    // Also if nobody waits for the answer any more.
+                    raise(Signal::SIGTERM)?;
+                    return told;
+                }
                 KeymgrRequest::Status => KeymgrReply::Status(Box::new(self.status())),
                 KeymgrRequest::Release(which) => KeymgrReply::Released(self.release(which)),
                 KeymgrRequest::Reload => match self.load() {

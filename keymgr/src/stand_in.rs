@@ -51,16 +51,20 @@ pub(crate) struct StandIn {
     region: Region,
     spis: Spis,
     held: BTreeMap<SaId, Held>,
-    /// What a key manager before this one has left there.
-    left: BTreeMap<(Spi, IpAddr), Fingerprint>,
+    /// What a key manager before this one has left there, with the state of its key.
+    left: BTreeMap<(Spi, IpAddr), (Fingerprint, StateRef)>,
     policies: BTreeSet<KernelPolicy>,
     refused: BTreeMap<SaId, String>,
     handovers: Handovers,
 }
 
 impl StandIn {
-    /// Takes up what a key manager before this one has left in the kernel, which `ours` knows by their keys.
-    pub(crate) fn new(region: Region, pins: &Path, ours: impl Fn(&Fingerprint) -> bool) -> Self {
+    /// Takes up what a key manager before this one has left in the kernel, whose state `find` knows by their keys.
+    pub(crate) fn new(
+        region: Region,
+        pins: &Path,
+        find: impl Fn(&Fingerprint) -> Option<StateRef>,
+    ) -> Self {
         let mut this = Self {
             kernel: None,
             ready: Err(String::new()),
@@ -74,24 +78,23 @@ impl StandIn {
             handovers: Handovers::default(),
         };
         this.ask();
-        match &this.ready {
-            Ok(()) => info!("kernel IPsec stands behind"),
-            Err(why) => warn!("kernel IPsec cannot stand in: {why}"),
-        }
-        if let Err(problem) = this.find(ours) {
+        if let Err(problem) = this.find(find) {
             warn!("what the kernel has of ours is not known: {problem}");
         }
         this
     }
 
-    fn find(&mut self, ours: impl Fn(&Fingerprint) -> bool) -> Result<(), String> {
+    fn find(&mut self, find: impl Fn(&Fingerprint) -> Option<StateRef>) -> Result<(), String> {
         let Some(kernel) = self.kernel.as_mut() else {
             return Ok(());
         };
         for found in kernel.sas().map_err(|error| error.to_string())? {
-            if let Some(fingerprint) = found.fingerprint.filter(&ours) {
+            let Some(fingerprint) = found.fingerprint else {
+                continue;
+            };
+            if let Some(state) = find(&fingerprint) {
                 let name = (found.spi, found.destination);
-                self.left.insert(name, fingerprint);
+                self.left.insert(name, (fingerprint, state));
             }
         }
         self.policies = kernel
@@ -183,7 +186,7 @@ impl StandIn {
     fn take_one(&mut self, id: &SaId, sa: &KernelSa, state: StateRef) -> Result<bool, String> {
         let words = self.words(state).ok_or("no state")?;
         let fingerprint = sa.fingerprint();
-        if self.left.get(&(id.spi, id.destination)) == Some(&fingerprint) {
+        if self.left.get(&(id.spi, id.destination)) == Some(&(fingerprint, state)) {
             info!("{id}: found in the kernel");
             self.left.remove(&(id.spi, id.destination));
             let sa = sa.clone();
@@ -265,7 +268,7 @@ impl StandIn {
             }
             self.policies.remove(&policy);
         }
-        self.know_what_was_left(datapath);
+        self.take_what_was_left(datapath);
         let gone: Vec<SaId> = self
             .held
             .keys()
@@ -286,33 +289,36 @@ impl StandIn {
         returned
     }
 
-    /// What a key manager before this one has left in the kernel is the datapath's, or nobody's.
-    fn know_what_was_left(&mut self, datapath: &Wanted) {
-        for ((spi, destination), fingerprint) in std::mem::take(&mut self.left) {
-            let ids = [Direction::In, Direction::Out].map(|direction| SaId {
+    /// What a key manager before this one has left in the kernel, and nobody wants there, is the datapath's, or kept for a
+    /// static key that comes back.
+    fn take_what_was_left(&mut self, datapath: &Wanted) {
+        for ((spi, destination), (fingerprint, state)) in std::mem::take(&mut self.left) {
+            let Some(words) = self.words(state) else {
+                continue;
+            };
+            let direction = if words.len() == outbound::WORDS {
+                Direction::Out
+            } else {
+                Direction::In
+            };
+            let id = SaId {
                 direction,
                 spi,
                 destination,
-            });
-            let wanted = ids.iter().find_map(|id| {
-                let spec = datapath.sas.get(id)?;
-                let same = keys::fingerprint(spec) == fingerprint;
-                Some((
-                    *id,
-                    KernelSa::of(spec, 0).ok().filter(|_| same)?,
-                    spec.state,
-                ))
-            });
-            match wanted {
-                Some((id, sa, state)) => {
-                    self.held.insert(id, Held { sa, state });
-                }
-                // Nobody knows where its numbers are kept: they are lost with it.
-                None => {
-                    if let Err(problem) = self.take_from_kernel(&ids[0]) {
-                        warn!("{problem}");
+            };
+            let spec = datapath.sas.get(&id);
+            let spec = spec.filter(|spec| keys::fingerprint(spec) == fingerprint);
+            match self.take_from_kernel(&id) {
+                Ok(Some(progress)) => {
+                    note(&words, &progress);
+                    match spec {
+                        Some(spec) => go_on(&words, spec.replay_window, &progress),
+                        None => keep(&words, &progress),
                     }
+                    handover::set_holder(&words, Holder::Culvert);
                 }
+                Ok(None) => self.lose(&words),
+                Err(problem) => warn!("{problem}"),
             }
         }
     }
@@ -489,10 +495,14 @@ impl StandIn {
         id_of(&self.held, spi, destination)
     }
 
+    /// How many SAs and policies are ours.
+    pub(crate) fn count_ours(&self) -> usize {
+        self.held.len() + self.left.len() + self.policies.len()
+    }
+
     /// Removes everything of ours. Returns how many SAs and policies it was.
-    #[expect(dead_code)]
     pub(crate) fn clear(&mut self) -> usize {
-        let count = self.held.len() + self.policies.len();
+        let count = self.count_ours();
         self.give_back(&KernelPart::default(), &Wanted::default());
         count
     }

@@ -54,6 +54,8 @@ pub struct Plan {
     pub dont_fragment: bool,
     /// More lines of each SA in the key managers' files, outbound and inbound.
     pub sa: [&'static str; 2],
+    /// Milliseconds without a heartbeat after which the datapath counts as hung.
+    pub hung_after: u32,
     /// Whether there are tunnel devices at all. Without, something else makes Geneve.
     pub tunnel: bool,
     /// Leave it standing when the process ends.
@@ -72,6 +74,7 @@ impl Default for Plan {
             inner_mtu: INNER_MTU,
             dont_fragment: true,
             sa: [""; 2],
+            hung_after: 100,
             tunnel: true,
             keep: false,
         }
@@ -176,7 +179,8 @@ impl Lab {
     }
 
     fn write_keys(&self, number: usize, generations: &[&Generation], out: usize) -> Result<()> {
-        let text = keymgr_config(number, self.outer(), generations, out)?;
+        let mut text = keymgr_config(number, self.outer(), generations, out)?;
+        text += &format!("[fallback]\nhung_after = {}\n", self.plan.hung_after);
         write_private(&self.sides[number].folder.join("keymgr.toml"), &text)
     }
 

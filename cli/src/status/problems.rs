@@ -1,27 +1,12 @@
 //! What is not well, which, and what to do.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use culvert_proto::policy::{Action, Geneve, Selector, short};
-use culvert_proto::status::{DatapathStatus, KeymgrStatus, PolicyStatus, SaStatus, TunnelStatus};
+use culvert_proto::policy::{Action, Geneve, Mode, Selector, short};
+use culvert_proto::status::{DatapathStatus, KeymgrStatus, SaStatus};
 use ipnet::IpNet;
 
-/// Where the policies come from, by their selectors.
-pub(super) type Tunnels<'a> = HashMap<&'a Selector, &'a TunnelStatus>;
-
-pub(super) fn tunnels(keymgr: Option<&KeymgrStatus>) -> Tunnels<'_> {
-    let tunnels = keymgr.into_iter().flat_map(|keymgr| &keymgr.tunnels);
-    tunnels.map(|tunnel| (&tunnel.selector, tunnel)).collect()
-}
-
-/// Whether a policy waits for the first packet, as it should.
-pub(super) fn waits(policy: &PolicyStatus, tunnel: Option<&&TunnelStatus>) -> bool {
-    policy.blocked == 0 && tunnel.is_some_and(|tunnel| tunnel.trap)
-}
-
-pub(super) fn is_protected(policy: &PolicyStatus) -> bool {
-    !policy.protected_by.starts_with("none")
-}
+use super::tunnels::Tunnel;
 
 pub(super) fn of_keymgr(keymgr: &KeymgrStatus, datapath_is_there: bool) -> Vec<String> {
     let mut problems = Vec::new();
@@ -58,50 +43,91 @@ pub(super) fn of_keymgr(keymgr: &KeymgrStatus, datapath_is_there: bool) -> Vec<S
     problems
 }
 
-pub(super) fn of_datapath(datapath: &DatapathStatus, tunnels: &Tunnels<'_>) -> Vec<String> {
-    let policies = datapath.policies.iter();
-    let mut problems: Vec<String> = policies
-        .filter_map(|policy| unprotected(policy, tunnels.get(&policy.selector)))
-        .collect();
-    problems.extend(uncovered(&datapath.policies));
-    let sas = datapath.sas.iter();
-    problems.extend(sas.filter_map(|sa| running_out(sa, datapath, tunnels)));
+pub(super) fn of_tunnels(tunnels: &[Tunnel<'_>], datapath: Option<&DatapathStatus>) -> Vec<String> {
+    let mut problems: Vec<String> = tunnels.iter().filter_map(unprotected).collect();
+    problems.extend(tunnels.iter().filter_map(misplaced));
+    if let Some(datapath) = datapath {
+        problems.extend(uncovered(tunnels));
+        let sas = datapath.sas.iter();
+        problems.extend(sas.filter_map(|sa| running_out(sa, tunnels)));
+    }
     problems
 }
 
-fn unprotected(policy: &PolicyStatus, tunnel: Option<&&TunnelStatus>) -> Option<String> {
-    if is_protected(policy) || waits(policy, tunnel) {
+/// What is protected, but not by whom it should be: what the kernel has taken over, by the reasons.
+pub(super) fn fallen_back(tunnels: &[Tunnel<'_>], drained: bool) -> Vec<String> {
+    if drained {
+        return Vec::new();
+    }
+    let mut reasons: BTreeMap<&str, Vec<&Tunnel<'_>>> = BTreeMap::new();
+    let prefers = |tunnel: &&Tunnel<'_>| tunnel.mode() == Some(Mode::PreferCulvert);
+    for tunnel in tunnels
+        .iter()
+        .filter(|tunnel| tunnel.is_with_kernel())
+        .filter(prefers)
+    {
+        reasons
+            .entry(tunnel.why().unwrap_or("it does not say why"))
+            .or_default()
+            .push(tunnel);
+    }
+    let text = |(why, tunnels): (&str, Vec<&Tunnel<'_>>)| {
+        let first = tunnels.first()?.selector;
+        let more = match tunnels.len() - 1 {
+            0 => String::new(),
+            count => format!(" and {count} more"),
+        };
+        Some(format!(
+            "Geneve from {first}{more} is protected, but by the kernel's IPsec instead of Culvert: {why}; Culvert takes it \
+             back by itself once that has passed, or set mode = \"kernel-only\" if it is to stay so"
+        ))
+    };
+    reasons.into_iter().filter_map(text).collect()
+}
+
+fn misplaced(tunnel: &Tunnel<'_>) -> Option<String> {
+    let mode = tunnel.mode().filter(|_| tunnel.is_misplaced())?;
+    Some(format!(
+        "Geneve from {} is {}, and its protection by {}: run \"culvert reload\", and tell us if that does not help",
+        tunnel.selector,
+        mode.name(),
+        tunnel.protected_by()
+    ))
+}
+
+fn unprotected(tunnel: &Tunnel<'_>) -> Option<String> {
+    // Those that are held have a line of their own.
+    if !tunnel.is_blocked() || tunnel.waits() || tunnel.source() == Some("held") {
         return None;
     }
-    let Action::Protect { outbound, inbound } = &policy.action else {
-        return None;
+    let negotiated = tunnel.source() == Some("strongSwan");
+    let action = tunnel.policy.map(|policy| &policy.action);
+    let lacking = match (tunnel.why(), action) {
+        (Some(why), _) => why,
+        (None, Some(Action::Protect { outbound, inbound })) => {
+            match (negotiated, outbound, inbound.is_empty()) {
+                (_, Some(_), false) => "its SA has reached the end of its life",
+                (true, None, _) => "strongSwan has negotiated no outbound SA for it",
+                (true, ..) => "strongSwan has negotiated no inbound SA for it",
+                (_, None, true) => "it names no SA",
+                (_, None, false) => "it names no outbound SA (out)",
+                (_, Some(_), true) => "it names no inbound SA (in)",
+            }
+        }
+        (None, _) => "nobody serves it",
     };
-    let lacking = match (
-        tunnel.map(|tunnel| &*tunnel.source),
-        outbound,
-        inbound.is_empty(),
-    ) {
-        // It has a line of its own.
-        (Some("held"), ..) => return None,
-        (_, Some(_), false) => "its SA has reached the end of its life",
-        (Some("strongSwan"), None, _) => "strongSwan has negotiated no outbound SA for it",
-        (Some("strongSwan"), ..) => "strongSwan has negotiated no inbound SA for it",
-        (_, None, true) => "it names no SA",
-        (_, None, false) => "it names no outbound SA (out)",
-        (_, Some(_), true) => "it names no inbound SA (in)",
-    };
-    let packets = match policy.blocked {
+    let packets = match tunnel.policy.map_or(0, |policy| policy.blocked) {
         0 => String::new(),
         count => format!(" ({count} packets dropped)"),
     };
     Some(format!(
         "Geneve from {} is blocked: {lacking}{packets}",
-        policy.selector
+        tunnel.selector
     ))
 }
 
 /// Peers of whom only one direction of Geneve, or nearly none, has a policy: what no policy is for is dropped.
-fn uncovered(policies: &[PolicyStatus]) -> Vec<String> {
+fn uncovered(tunnels: &[Tunnel<'_>]) -> Vec<String> {
     let sides = |geneve| match geneve {
         Geneve::Either => [true, true],
         Geneve::Local => [true, false],
@@ -109,10 +135,10 @@ fn uncovered(policies: &[PolicyStatus]) -> Vec<String> {
         Geneve::Both => [false, false],
     };
     let mut peers: BTreeMap<(IpNet, IpNet), [bool; 2]> = BTreeMap::new();
-    for policy in policies {
-        let Selector { local, remote, .. } = policy.selector;
+    for tunnel in tunnels {
+        let Selector { local, remote, .. } = *tunnel.selector;
         let covered = peers.entry((local, remote)).or_default();
-        for (covered, side) in covered.iter_mut().zip(sides(policy.selector.geneve)) {
+        for (covered, side) in covered.iter_mut().zip(sides(tunnel.selector.geneve)) {
             *covered |= side;
         }
     }
@@ -121,11 +147,11 @@ fn uncovered(policies: &[PolicyStatus]) -> Vec<String> {
         if covered == [true, true] {
             continue;
         }
-        let wider = policies.iter().filter(|policy| {
-            policy.selector.local.contains(&local) && policy.selector.remote.contains(&remote)
+        let wider = tunnels.iter().filter(|tunnel| {
+            tunnel.selector.local.contains(&local) && tunnel.selector.remote.contains(&remote)
         });
-        for policy in wider {
-            for (covered, side) in covered.iter_mut().zip(sides(policy.selector.geneve)) {
+        for tunnel in wider {
+            for (covered, side) in covered.iter_mut().zip(sides(tunnel.selector.geneve)) {
                 *covered |= side;
             }
         }
@@ -157,19 +183,17 @@ fn uncovered(policies: &[PolicyStatus]) -> Vec<String> {
 
 // RFC 4303 §3.3.3 [3.3.3-in-anticipation]
 /// A static key is never rekeyed by itself; one of strongSwan's is, so that only its end is worth a word.
-fn running_out(sa: &SaStatus, datapath: &DatapathStatus, tunnels: &Tunnels<'_>) -> Option<String> {
+fn running_out(sa: &SaStatus, tunnels: &[Tunnel<'_>]) -> Option<String> {
     let name = format!("SA {} {}", sa.spi, sa.direction);
-    let negotiated = datapath.policies.iter().any(|policy| {
-        let ours = match &policy.action {
-            Action::Protect { outbound, inbound } => outbound
+    let negotiated = tunnels.iter().any(|tunnel| {
+        let ours = match tunnel.policy.map(|policy| &policy.action) {
+            Some(Action::Protect { outbound, inbound }) => outbound
                 .iter()
                 .chain(inbound)
                 .any(|id| id.spi == sa.spi && id.direction == sa.direction),
             _ => false,
         };
-        ours && tunnels
-            .get(&policy.selector)
-            .is_some_and(|tunnel| tunnel.source == "strongSwan")
+        ours && tunnel.source() == Some("strongSwan")
     });
     let todo = if negotiated {
         "strongSwan should have replaced it, see its log"

@@ -1,3 +1,5 @@
+mod fallback;
+
 use super::*;
 use culvert_proto::message::Changes;
 use culvert_proto::sa::{
@@ -55,7 +57,7 @@ fn policy(host: u8, outbound: Option<u32>) -> PolicyStatus {
     }
 }
 
-fn datapath() -> DatapathStatus {
+pub(crate) fn datapath() -> DatapathStatus {
     DatapathStatus {
         program: "culvert-datapath 0.1.0".to_owned(),
         pid: 12,
@@ -90,7 +92,7 @@ fn datapath() -> DatapathStatus {
     }
 }
 
-fn keymgr() -> KeymgrStatus {
+pub(crate) fn keymgr() -> KeymgrStatus {
     KeymgrStatus {
         program: "culvert-keymgr 0.1.0".to_owned(),
         pid: 11,
@@ -229,7 +231,11 @@ fn encapsulation_shows_its_ports() {
 }
 
 /// A policy of strongSwan's.
-fn negotiated(host: u8, geneve: Geneve, outbound: Option<u32>) -> (PolicyStatus, TunnelStatus) {
+pub(crate) fn negotiated(
+    host: u8,
+    geneve: Geneve,
+    outbound: Option<u32>,
+) -> (PolicyStatus, TunnelStatus) {
     let mut policy = policy(host, outbound);
     policy.selector.geneve = geneve;
     let tunnel = TunnelStatus {

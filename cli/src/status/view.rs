@@ -1,33 +1,43 @@
 //! The report as a screen of text.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use culvert_packet::reason::DropReason;
-use culvert_proto::policy::short;
+use culvert_proto::policy::{Mode, short};
 use culvert_proto::sa::{Action, Direction, Geneve, SaId, Selector, UdpEncapsulation};
-use culvert_proto::status::{DatapathStatus, KeymgrStatus, SaStatus};
+use culvert_proto::status::{DatapathStatus, KernelSaStatus, KeymgrStatus, SaStatus};
 
 use super::Report;
-use super::problems::{Tunnels, is_protected, tunnels, waits};
+use super::tunnels::{self, Tunnel};
 use crate::ask::{DATAPATH, KEYMGR};
 use crate::table::{Table, bytes, duration};
 
 /// Rows of policies and of SAs that a screen takes.
 const ROWS: usize = 12;
+/// Policies beside Geneve that are few.
+const BESIDE: usize = 4;
 
 pub(super) fn text(report: &Report, all: bool) -> String {
     let mut parts = vec![daemons(report)];
-    if let Some(datapath) = &report.datapath {
+    let (datapath, keymgr) = (report.datapath.as_ref(), report.keymgr.as_ref());
+    if let Some(datapath) = datapath {
         parts.push(ports(datapath));
         parts.push(workers(datapath));
-        let tunnels = tunnels(report.keymgr.as_ref());
-        parts.push(policies(datapath, &tunnels, all));
-        parts.push(sas(datapath, all));
-        parts.push(drops(datapath));
     }
-    parts.push(problems(report));
+    if datapath.is_some() || keymgr.is_some() {
+        let datapath_sas = datapath.map_or(&[][..], |status| &status.sas);
+        let kernel_sas = keymgr.map_or(&[][..], |status| &status.kernel_sas);
+        let tunnels = tunnels::join(datapath, keymgr);
+        let fallback = keymgr.map(fallback).unwrap_or_default();
+        parts.push(policies(&tunnels, datapath_sas, all) + &fallback);
+        parts.push(sas(datapath_sas, kernel_sas, all));
+        parts.push(keymgr.map_or_else(String::new, |status| beside(status, all)));
+    }
+    parts.push(datapath.map(drops).unwrap_or_default());
+    parts.push(lines("Notices", &report.notices));
+    parts.push(lines("Problems", &report.problems));
     parts.retain(|part| !part.is_empty());
     parts.join("\n")
 }
@@ -134,8 +144,8 @@ fn workers(status: &DatapathStatus) -> String {
     table.text()
 }
 
-fn policies(status: &DatapathStatus, tunnels: &Tunnels<'_>, all: bool) -> String {
-    if status.policies.is_empty() {
+fn policies(tunnels: &[Tunnel<'_>], sas: &[SaStatus], all: bool) -> String {
+    if tunnels.is_empty() {
         return "No policies: no Geneve is protected\n".to_owned();
     }
     let mut table = Table::new(&[
@@ -143,39 +153,37 @@ fn policies(status: &DatapathStatus, tunnels: &Tunnels<'_>, all: bool) -> String
         "AND",
         "ONLY",
         "PROTECTED BY",
+        "?MODE",
         "KEYS FROM",
         "IKE PEER",
         ">AGE",
         ">REKEY IN",
     ]);
-    let sas: HashMap<SaId, &SaStatus> = status.sas.iter().map(|sa| (id(sa), sa)).collect();
-    // What is blocked first, so that it is on the screen.
-    let mut sorted: Vec<_> = status.policies.iter().collect();
-    sorted.sort_by_key(|policy| is_protected(policy));
+    let sas: HashMap<SaId, &SaStatus> = sas.iter().map(|sa| (id(sa), sa)).collect();
+    // What is blocked first, so that it is on the screen, and then what the kernel has.
+    let mut sorted: Vec<_> = tunnels.iter().collect();
+    sorted.sort_by_key(|tunnel| (!tunnel.is_blocked(), !tunnel.is_with_kernel()));
     let shown = if all { sorted.len() } else { ROWS };
-    for policy in sorted.iter().take(shown) {
-        let tunnel = tunnels.get(&policy.selector);
-        let (outbound, inbound) = match &policy.action {
-            Action::Protect { outbound, inbound } => (*outbound, &inbound[..]),
-            Action::Bypass | Action::Discard => (None, &[][..]),
+    for tunnel in sorted.iter().take(shown) {
+        let (outbound, inbound) = match tunnel.policy.map(|policy| &policy.action) {
+            Some(Action::Protect { outbound, inbound }) => (*outbound, &inbound[..]),
+            _ => (None, &[][..]),
         };
         // Those that are being replaced say nothing of when the next ones are.
         let alive = outbound.iter().chain(inbound).filter_map(|id| sas.get(id));
         let alive: Vec<&SaStatus> = alive.copied().filter(|sa| sa.state == "alive").collect();
         let sa = outbound.and_then(|id| sas.get(&id));
         let none = || "-".to_owned();
-        let protected_by = if !is_protected(policy) && waits(policy, tunnel) {
-            "none (waits for a packet)".to_owned()
-        } else {
-            policy.protected_by.clone()
-        };
+        let mode = tunnel.mode().filter(|mode| *mode != Mode::PreferCulvert);
         table.row([
-            short(&policy.selector.local),
-            short(&policy.selector.remote),
-            only(&policy.selector),
-            protected_by,
-            tunnel.map_or_else(none, |tunnel| tunnel.source.clone()),
+            short(&tunnel.selector.local),
+            short(&tunnel.selector.remote),
+            only(tunnel.selector),
+            tunnel.protected_by(),
+            mode.map_or("", Mode::name).to_owned(),
+            tunnel.source().map_or_else(none, str::to_owned),
             tunnel
+                .tunnel
                 .and_then(|tunnel| tunnel.ike_peer)
                 .map_or_else(none, |peer| peer.to_string()),
             sa.map_or_else(none, |sa| duration(seconds(sa.age_seconds))),
@@ -183,6 +191,52 @@ fn policies(status: &DatapathStatus, tunnels: &Tunnels<'_>, all: bool) -> String
         ]);
     }
     table.text() + &more(sorted.len(), shown, "policies")
+}
+
+/// Whether the kernel's IPsec could stand in, or does.
+fn fallback(status: &KeymgrStatus) -> String {
+    let mut text = match (&status.kernel_problem, status.drained) {
+        (None, true) => "drained: everything is with the kernel (culvert resume)".to_owned(),
+        (Some(problem), true) => {
+            format!("drained (culvert resume), and not everything is with the kernel: {problem}")
+        }
+        (Some(problem), false) => format!("not available: {problem}"),
+        (None, false) => "kernel IPsec ready".to_owned(),
+    };
+    let times = |count| match count {
+        1 => "once".to_owned(),
+        count => format!("{count} times"),
+    };
+    let handovers = &status.handovers;
+    if handovers.to_kernel > 0 || handovers.to_culvert > 0 {
+        // Writing to a string does not fail.
+        let _ = write!(
+            text,
+            "; the kernel has taken over {}, Culvert {}, the last time within {} ms",
+            times(handovers.to_kernel),
+            times(handovers.to_culvert),
+            handovers.last_milliseconds
+        );
+    }
+    format!("Fallback: {text}\n")
+}
+
+/// What the kernel protects beside Geneve.
+fn beside(status: &KeymgrStatus, all: bool) -> String {
+    let policies = &status.kernel_policies;
+    if policies.len() > BESIDE && !all {
+        return format!(
+            "Beside Geneve, by the kernel: {} policies; --all shows them\n",
+            policies.len()
+        );
+    }
+    if policies.is_empty() {
+        return String::new();
+    }
+    format!(
+        "Beside Geneve, by the kernel\n  {}\n",
+        policies.join("\n  ")
+    )
 }
 
 fn id(sa: &SaStatus) -> SaId {
@@ -241,7 +295,7 @@ fn list(words: &[String]) -> String {
     words.join(" ")
 }
 
-fn sas(status: &DatapathStatus, all: bool) -> String {
+fn sas(datapath: &[SaStatus], kernel: &[KernelSaStatus], all: bool) -> String {
     let mut table = Table::new(&[
         "SPI",
         "DIR",
@@ -253,14 +307,38 @@ fn sas(status: &DatapathStatus, all: bool) -> String {
         ">SEQUENCE",
         ">WINDOW",
         "STATE",
+        "?IN",
     ]);
-    let shown = if all { status.sas.len() } else { ROWS };
-    for sa in status.sas.iter().take(shown) {
+    // What the kernel has the datapath may still know: it is with the kernel.
+    let with_kernel: HashSet<SaId> = kernel.iter().map(kernel_id).collect();
+    let datapath: Vec<&SaStatus> = datapath
+        .iter()
+        .filter(|sa| !with_kernel.contains(&id(sa)))
+        .collect();
+    let count = datapath.len() + kernel.len();
+    let shown = if all { count } else { ROWS };
+    for sa in kernel.iter().take(shown) {
+        table.row([
+            sa.spi.to_string(),
+            sa.direction.to_string(),
+            sa.source.to_string(),
+            sa.destination.to_string(),
+            sa.algorithm.clone(),
+            sa.packets.to_string(),
+            bytes(sa.bytes),
+            sa.sequence.to_string(),
+            "-".to_owned(),
+            "alive".to_owned(),
+            "kernel".to_owned(),
+        ]);
+    }
+    for sa in datapath.iter().take(shown.saturating_sub(kernel.len())) {
         let (from, to) = ends(sa);
         let window = match sa.direction {
             Direction::In => sa.replay_window.to_string(),
             Direction::Out => "-".to_owned(),
         };
+        let place = if kernel.is_empty() { "" } else { "culvert" };
         table.row([
             sa.spi.to_string(),
             sa.direction.to_string(),
@@ -272,9 +350,18 @@ fn sas(status: &DatapathStatus, all: bool) -> String {
             sa.sequence.to_string(),
             window,
             state(sa),
+            place.to_owned(),
         ]);
     }
-    table.text() + &more(status.sas.len(), shown, "SAs")
+    table.text() + &more(count, shown, "SAs")
+}
+
+fn kernel_id(sa: &KernelSaStatus) -> SaId {
+    SaId {
+        direction: sa.direction,
+        spi: sa.spi,
+        destination: sa.destination,
+    }
 }
 
 /// How an SA is: its life, and what went wrong under it.
@@ -332,22 +419,17 @@ fn drops(status: &DatapathStatus) -> String {
     text
 }
 
-fn problems(report: &Report) -> String {
-    if report.problems.is_empty() {
+/// A heading and what is under it, if anything is.
+fn lines(heading: &str, list: &[String]) -> String {
+    if list.is_empty() {
         return String::new();
     }
-    let mut text = "Problems\n".to_owned();
-    for (number, problem) in report.problems.iter().enumerate() {
-        if number == ROWS {
-            // Writing to a string does not fail.
-            let _ = writeln!(
-                text,
-                "  and {} more; --json has them",
-                report.problems.len() - ROWS
-            );
-            break;
-        }
-        let _ = writeln!(text, "  {}", problem.replace('\n', "\n    "));
+    let mut text = format!("{heading}\n");
+    for line in list.iter().take(ROWS) {
+        text += &format!("  {}\n", line.replace('\n', "\n    "));
+    }
+    if list.len() > ROWS {
+        text += &format!("  and {} more; --json has them\n", list.len() - ROWS);
     }
     text
 }

@@ -180,17 +180,9 @@ impl Region {
         let boot = boot_id()?;
         let mut problem = None;
         if path.exists() {
-            let file = open(path, false)?;
-            problem = check_access(&file)?;
-            if problem.is_none() {
-                problem = check(&file, Some(boot))?;
-            }
-            if problem.is_none() {
-                let mut region = Self::map(file)?;
-                match region.read_directory() {
-                    Ok(()) => return Ok((region, None)),
-                    Err(damage) => problem = Some(damage),
-                }
+            match Self::take_up(path, boot)? {
+                Ok(region) => return Ok((region, None)),
+                Err(why) => problem = Some(why),
             }
             // The old file may be mapped by a datapath still: it keeps it, and gets the new one with the next
             // push.
@@ -214,6 +206,30 @@ impl Region {
         region.word(MAGIC_AT).store(MAGIC, Ordering::Release);
         std::fs::rename(&hidden, path)?;
         Ok((region, problem))
+    }
+
+    /// Opens the region at `path` as its owner, if there is one that can be taken over, and makes none.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open_existing(path: &Path) -> Result<Option<Self>, RegionError> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(Self::take_up(path, boot_id()?)?.ok())
+    }
+
+    /// Takes over the region at `path`, or says why that cannot be.
+    fn take_up(path: &Path, boot: [u64; 2]) -> Result<Result<Self, &'static str>, RegionError> {
+        let file = open(path, false)?;
+        if let Some(why) = check_access(&file)? {
+            return Ok(Err(why));
+        }
+        if let Some(why) = check(&file, Some(boot))? {
+            return Ok(Err(why));
+        }
+        let mut region = Self::map(file)?;
+        Ok(region.read_directory().map(|()| region))
     }
 
     /// Maps the region of a descriptor that its owner handed over.
@@ -340,6 +356,13 @@ impl Region {
     #[must_use]
     pub fn knows(&self, fingerprint: &Fingerprint) -> bool {
         self.index.contains_key(fingerprint)
+    }
+
+    /// The words of the key of this fingerprint, if it has some.
+    #[must_use]
+    pub fn find(&self, fingerprint: &Fingerprint) -> Option<Claim> {
+        let number = self.index.get(fingerprint)?;
+        Some(self.claimed(*number, false))
     }
 
     /// The window that the key of this fingerprint runs with (0: outbound), if it has words.
