@@ -44,7 +44,7 @@ impl fmt::Display for Trouble {
                 start,
             } => {
                 let meanwhile = if *program == DATAPATH {
-                    "Geneve to and from the peers that it protected stays blocked meanwhile"
+                    "what it protected goes by the kernel's IPsec meanwhile, or is dropped"
                 } else {
                     "what the datapath has goes on, but nothing of it changes meanwhile"
                 };
@@ -61,16 +61,19 @@ impl fmt::Display for Trouble {
 
 /// State of the datapath.
 pub(crate) fn datapath_status(run: &Path) -> Result<DatapathStatus, Trouble> {
-    let ask = || {
-        let mut channel = Channel::connect(&run.join(DATAPATH_SOCKET), DATAPATH)?;
-        channel.greet::<DatapathRequest, DatapathReply>(PROGRAM)?;
-        channel.send(&DatapathRequest::Status)?;
-        match channel.answer()? {
-            DatapathReply::Status(status) => Ok(*status),
-            _ => Err(ChannelError::Unexpected),
-        }
-    };
-    ask().map_err(|error| explain(DATAPATH, run, error))
+    match ask_datapath(run, &DatapathRequest::Status)? {
+        DatapathReply::Status(status) => Ok(*status),
+        _ => Err(explain(DATAPATH, run, ChannelError::Unexpected)),
+    }
+}
+
+/// Ends the datapath; it has begun to when this returns.
+pub(crate) fn end_datapath(run: &Path) -> Result<(), Trouble> {
+    match ask_datapath(run, &DatapathRequest::End)? {
+        DatapathReply::Done => Ok(()),
+        DatapathReply::Refused(text) => Err(refused(DATAPATH, &text)),
+        _ => Err(explain(DATAPATH, run, ChannelError::Unexpected)),
+    }
 }
 
 /// State of the key manager.
@@ -98,6 +101,44 @@ pub(crate) fn release(run: &Path, peer: Option<IpNet>) -> Result<Vec<IpNet>, Tro
         KeymgrReply::Released(released) => Ok(released),
         _ => Err(explain(KEYMGR, run, ChannelError::Unexpected)),
     }
+}
+
+/// Hands everything over to the kernel's IPsec.
+pub(crate) fn drain(run: &Path) -> Result<(), Trouble> {
+    order_keymgr(run, &KeymgrRequest::Drain)
+}
+
+/// Lets the datapath serve again.
+pub(crate) fn resume(run: &Path) -> Result<(), Trouble> {
+    order_keymgr(run, &KeymgrRequest::Resume)
+}
+
+/// Ends the key manager; it has begun to when this returns.
+pub(crate) fn end_keymgr(run: &Path) -> Result<(), Trouble> {
+    order_keymgr(run, &KeymgrRequest::End)
+}
+
+/// A request that is done or refused.
+fn order_keymgr(run: &Path, request: &KeymgrRequest) -> Result<(), Trouble> {
+    match ask_keymgr(run, request)? {
+        KeymgrReply::Done => Ok(()),
+        KeymgrReply::Refused(text) => Err(refused(KEYMGR, &text)),
+        _ => Err(explain(KEYMGR, run, ChannelError::Unexpected)),
+    }
+}
+
+fn refused(program: &str, text: &str) -> Trouble {
+    Trouble::Other(format!("{program} refuses: {text}"))
+}
+
+fn ask_datapath(run: &Path, request: &DatapathRequest) -> Result<DatapathReply, Trouble> {
+    let ask = || {
+        let mut channel = Channel::connect(&run.join(DATAPATH_SOCKET), DATAPATH)?;
+        channel.greet::<DatapathRequest, DatapathReply>(PROGRAM)?;
+        channel.send(request)?;
+        channel.answer()
+    };
+    ask().map_err(|error| explain(DATAPATH, run, error))
 }
 
 fn ask_keymgr(run: &Path, request: &KeymgrRequest) -> Result<KeymgrReply, Trouble> {

@@ -5,6 +5,8 @@
 
 mod ask;
 mod doctor;
+mod down;
+mod handover;
 mod pcap;
 mod release;
 mod reload;
@@ -37,6 +39,21 @@ enum Command {
     Reload(reload::Arguments),
     /// Let Geneve go in clear to a peer that strongSwan protected and no longer has a policy for
     Release(release::Arguments),
+    /// Hand what is protected over to the kernel's IPsec, until "culvert resume"
+    ///
+    /// For work on culvert-datapath, or with it: keys and sequence numbers go to the kernel, and Geneve goes on, sealed by
+    /// the kernel, while the datapath is stopped, replaced or started again. What is culvert-only is not handed over: its
+    /// Geneve is dropped meanwhile. Nothing is ever in clear.
+    Drain(handover::Arguments),
+    /// Take back from the kernel's IPsec what "culvert drain" has handed over
+    Resume(handover::Arguments),
+    /// Take everything away on purpose: from then on, Geneve leaves in clear!
+    ///
+    /// First it says whose Geneve that is, and asks. Then both daemons end, and what stays behind them to guard is removed:
+    /// the kernel's SAs and policies that are Culvert's, the list of peers that strongSwan protected, the eBPF programs, the
+    /// host port. Configurations, the list of used keys and the state of SAs stay, for the next start. A service that is
+    /// restarted even after a clean end (systemd: Restart=always) must be stopped before.
+    Down(down::Arguments),
     /// Check what this machine lacks for Culvert, and say what mends it
     Doctor(doctor::Arguments),
     /// Seal or open the packets of a capture file
@@ -69,6 +86,9 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         Command::Status(arguments) => status::run(&arguments, &run),
         Command::Reload(arguments) => reload::run(&arguments, &run),
         Command::Release(arguments) => release::run(&arguments, &run),
+        Command::Drain(arguments) => handover::run(handover::Way::Drain, &arguments, &run),
+        Command::Resume(arguments) => handover::run(handover::Way::Resume, &arguments, &run),
+        Command::Down(arguments) => down::run(&arguments, &run),
         Command::Doctor(arguments) => doctor::run(&arguments, &run),
         Command::Pcap(arguments) => pcap::run(&arguments),
         Command::Completion { shell } => {
