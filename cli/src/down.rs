@@ -34,13 +34,10 @@ pub(crate) struct Arguments {
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// Settings of culvert-datapath, which name what it has to take away
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = culvert_datapath::settings::PATH
-    )]
-    datapath_config: PathBuf,
+    /// Settings of culvert-datapath, which name what it has to take away; if none are named,
+    /// /etc/culvert/datapath.toml, which may be missing where there is no datapath
+    #[arg(long, value_name = "FILE")]
+    datapath_config: Option<PathBuf>,
     /// For programs: one JSON object on stdout
     #[arg(long, requires = "yes")]
     json: bool,
@@ -59,7 +56,7 @@ struct Report {
 
 pub(crate) fn run(arguments: &Arguments, run: &Path) -> Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "needs root");
-    let found = Found::look(&arguments.datapath_config, run)?;
+    let found = Found::look(arguments.datapath_config.as_deref(), run)?;
     if found.is_nothing() {
         if arguments.json {
             print_json(&Report::default())?;
@@ -76,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments, run: &Path) -> Result<bool> {
         return Ok(false);
     }
     let mut report = Report::default();
-    let result = take_down(&found, arguments, run, |step| {
+    let result = take_down(&found, run, |step| {
         if !arguments.json {
             print(&format!("{step}\n"))?;
         }
@@ -152,7 +149,6 @@ fn is_yes(answer: &str) -> bool {
 /// All steps, each told when it is done.
 fn take_down(
     found: &Found,
-    arguments: &Arguments,
     run: &Path,
     mut done: impl FnMut(String) -> io::Result<()>,
 ) -> Result<()> {
@@ -171,7 +167,7 @@ fn take_down(
         remove(
             Command::new(beside(DATAPATH))
                 .arg("--config")
-                .arg(&arguments.datapath_config)
+                .arg(&found.settings)
                 .arg("--run-dir")
                 .arg(run),
         )
@@ -208,11 +204,9 @@ fn end(program: &str, run: &Path, tell: fn(&Path) -> Result<(), Trouble>) -> Res
 
 /// Whether nobody listens and nobody has the lock, which is held until the very end of a process.
 fn has_ended(program: &str, run: &Path, socket: &Path) -> Result<bool> {
-    if UnixStream::connect(socket).is_ok() {
-        return Ok(false);
-    }
     match Lock::take(run, program) {
-        Ok(_) => Ok(true),
+        // Its socket is asked last, as it would wonder in its log who has nothing to say.
+        Ok(_) => Ok(UnixStream::connect(socket).is_err()),
         Err(LockError::Held { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }

@@ -1,10 +1,10 @@
 //! What there is of Culvert on this machine.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use culvert_datapath::settings::Settings;
+use culvert_datapath::settings::{self, Settings};
 use culvert_keymgr::leftovers::{self, Leftovers};
 use culvert_proto::policy::{Action, Selector};
 use culvert_proto::status::{DatapathStatus, KeymgrStatus};
@@ -17,6 +17,8 @@ use crate::ask::{self, DATAPATH, KEYMGR, Trouble};
 pub(super) struct Found {
     pub(super) keymgr: Option<KeymgrStatus>,
     pub(super) datapath: Option<DatapathStatus>,
+    /// The datapath's settings, by which it is told what to take away.
+    pub(super) settings: PathBuf,
     /// What a key manager leaves.
     pub(super) left: Leftovers,
     /// Whether there are eBPF programs, or what they need.
@@ -26,15 +28,17 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Looks, and changes nothing.
+    /// Looks, and changes nothing. `settings` are those that were named: they must be there.
     ///
     /// # Errors
     /// A daemon runs and does not answer, or what there is cannot be taken away as things are.
-    pub(super) fn look(settings: &Path, run: &Path) -> Result<Self> {
+    pub(super) fn look(settings: Option<&Path>, run: &Path) -> Result<Self> {
         let (keymgr, datapath) = (ask::keymgr_status(run), ask::datapath_status(run));
         let (keymgr, datapath) = (answer(KEYMGR, keymgr)?, answer(DATAPATH, datapath)?);
-        let named = settings.exists();
-        let read = if named {
+        let named = settings.is_some();
+        let settings = settings.unwrap_or(Path::new(settings::PATH));
+        let known = named || settings.exists();
+        let read = if known {
             Settings::load(settings)?
         } else {
             // Where things are unless told otherwise.
@@ -44,11 +48,12 @@ impl Found {
         let found = Self {
             keymgr,
             datapath,
+            settings: settings.to_owned(),
             left: leftovers::look(run)?,
             pins: entries.is_ok_and(|count| count > 0),
             host_port: if_nametoindex(read.host_port.as_str()).is_ok(),
         };
-        if found.is_guarded() && !named {
+        if found.is_guarded() && !known {
             bail!(
                 "{} is not there, and without it nobody knows what {DATAPATH} has to take away; name its settings by \
                  --datapath-config",

@@ -9,20 +9,13 @@ fn nothing() -> Found {
     Found {
         keymgr: None,
         datapath: None,
+        settings: PathBuf::new(),
         left: Leftovers {
             held: false,
             kernel: 0,
         },
         pins: false,
         host_port: false,
-    }
-}
-
-fn arguments(config: &Path) -> Arguments {
-    Arguments {
-        yes: true,
-        datapath_config: config.to_owned(),
-        json: false,
     }
 }
 
@@ -87,6 +80,7 @@ fn nothing_is_nothing() {
 fn settings_that_are_missing_are_asked_for_before_anything_ends() {
     let run = tempfile::tempdir().unwrap();
     let settings = run.path().join("datapath.toml");
+    assert!(Found::look(Some(&settings), run.path()).is_err());
     let pins = run.path().join("pins");
     std::fs::create_dir(&pins).unwrap();
     let text = format!(
@@ -94,11 +88,15 @@ fn settings_that_are_missing_are_asked_for_before_anything_ends() {
         pins.display()
     );
     std::fs::write(&settings, text).unwrap();
-    assert!(Found::look(&settings, run.path()).unwrap().is_nothing());
+    assert!(
+        Found::look(Some(&settings), run.path())
+            .unwrap()
+            .is_nothing()
+    );
     std::fs::write(pins.join("PEERS"), "").unwrap();
-    assert!(Found::look(&settings, run.path()).unwrap().pins);
+    assert!(Found::look(Some(&settings), run.path()).unwrap().pins);
     std::fs::write(&settings, "wire = 1\n").unwrap();
-    assert!(Found::look(&settings, run.path()).is_err());
+    assert!(Found::look(Some(&settings), run.path()).is_err());
 }
 
 #[test]
@@ -122,7 +120,7 @@ fn who_refuses_to_end_stops_all() {
     let mut found = nothing();
     found.keymgr = Some(keymgr());
     let mut steps = Vec::new();
-    let error = take_down(&found, &arguments(run.path()), run.path(), |step| {
+    let error = take_down(&found, run.path(), |step| {
         steps.push(step);
         Ok(())
     });
