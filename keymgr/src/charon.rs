@@ -10,10 +10,12 @@
 
 mod events;
 mod guard;
+mod installed;
 mod leaving;
 pub(crate) mod listen;
 pub(crate) mod policy;
 pub(crate) mod sa;
+mod spd;
 mod usage;
 
 use std::collections::btree_map::Entry::Vacant;
@@ -25,19 +27,18 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use culvert_bridge::records::SaUpdate;
-use culvert_bridge::{Event, Hello, Kind, Policy, Sa, SaName};
+use culvert_bridge::{Event, Hello, Policy, Sa, SaName};
 use culvert_proto::policy::{Action, Geneve, Mode, Place, PolicySpec, Selector};
-use culvert_proto::sa::{Direction, SaId, SaSpec, Spi, StateRef, UdpEncapsulation};
+use culvert_proto::sa::{Direction, SaId, Spi, StateRef};
 use culvert_proto::status::{CharonStatus, TunnelStatus};
-use culvert_state::region::Fingerprint;
 use ipnet::IpNet;
 use log::{info, warn};
 
 use self::guard::Guard;
-use self::leaving::{Entry, is_trap};
+use self::installed::{Installed, Served};
+use self::leaving::Entry;
 use crate::goal::{Goal, KernelOnly};
 use crate::kernel::{KernelPolicy, KernelSa};
-use crate::keys;
 use crate::spi;
 use crate::state::State;
 use crate::wanted::Wanted;
@@ -56,79 +57,6 @@ pub(crate) struct NotServed(String);
 impl NotServed {
     fn new(text: &str) -> Self {
         Self(text.to_owned())
-    }
-}
-
-/// An SA that charon has installed, by whom it can be served.
-#[derive(Clone, Debug)]
-enum Served {
-    /// By Culvert.
-    Culvert(SaSpec),
-    /// By the kernel only.
-    Kernel(KernelOnly),
-}
-
-/// An SA that charon has installed.
-#[derive(Clone, Debug)]
-struct Installed {
-    served: Served,
-    reqid: u32,
-    /// The lifetime that it has reached: true for the hard one.
-    reached: Option<bool>,
-    /// Its packets when it was looked at last, and the second of the monotonic clock at which they had grown.
-    packets: u64,
-    last_use: u64,
-    /// Until when it stays although charon has removed it.
-    leaves: Option<Instant>,
-}
-
-impl Installed {
-    fn id(&self) -> SaId {
-        match &self.served {
-            Served::Culvert(spec) => spec.id,
-            Served::Kernel(only) => only.sa.id,
-        }
-    }
-
-    fn source(&self) -> IpAddr {
-        match &self.served {
-            Served::Culvert(spec) => spec.source,
-            Served::Kernel(only) => only.sa.source,
-        }
-    }
-
-    fn state(&self) -> StateRef {
-        match &self.served {
-            Served::Culvert(spec) => spec.state,
-            Served::Kernel(only) => only.state,
-        }
-    }
-
-    fn fingerprint(&self) -> Fingerprint {
-        match &self.served {
-            Served::Culvert(spec) => keys::fingerprint(spec),
-            Served::Kernel(only) => only.sa.fingerprint(),
-        }
-    }
-
-    /// Gives it other ends.
-    fn move_to(
-        &mut self,
-        source: IpAddr,
-        destination: IpAddr,
-        encapsulation: Option<UdpEncapsulation>,
-    ) {
-        match &mut self.served {
-            Served::Culvert(spec) => {
-                (spec.source, spec.id.destination) = (source, destination);
-                spec.encapsulation = encapsulation;
-            }
-            Served::Kernel(only) => {
-                (only.sa.source, only.sa.id.destination) = (source, destination);
-                only.sa.encapsulation =
-                    encapsulation.map(|ports| (ports.source_port, ports.destination_port));
-            }
-        }
     }
 }
 
@@ -416,88 +344,6 @@ impl Charon {
         for sa in std::mem::take(&mut self.sas).into_values() {
             state.retire(sa.fingerprint());
         }
-    }
-
-    fn add_policy(&mut self, policy: Policy, file: &Wanted) -> Result<(), NotServed> {
-        let peer = policy::peer(&policy).to_string();
-        match policy::selector(&policy) {
-            // Culvert lets everything else pass by itself.
-            Err(_) if policy.kind == Kind::Bypass => Ok(()),
-            Ok(selector) => {
-                if file.policies.contains_key(&selector) {
-                    let text =
-                        "the file of static SAs has the same, which counts; take it out there";
-                    self.refuse(&peer, &format!("policy {selector}: {text}"));
-                } else {
-                    self.refused.remove(&peer);
-                }
-                if self.installed(&policy).is_none() {
-                    self.policies.push(Entry {
-                        selector,
-                        policy,
-                        leaves: None,
-                    });
-                }
-                Ok(())
-            }
-            Err(NotServed(why)) => match self.for_kernel(&policy) {
-                Ok(()) => {
-                    self.refused.remove(&peer);
-                    Ok(())
-                }
-                Err(problem) => {
-                    let text = format!(
-                        "{}: {why}; and the kernel cannot stand in: {problem}",
-                        policy.name
-                    );
-                    self.refuse(&peer, &text);
-                    Err(NotServed(text))
-                }
-            },
-        }
-    }
-
-    /// Takes a policy for the kernel.
-    fn for_kernel(&mut self, policy: &Policy) -> Result<(), String> {
-        self.kernel.clone()?;
-        let theirs = KernelPolicy::of_charon(policy)?;
-        if !self.others.iter().any(|(other, _)| other == policy) {
-            self.others.push((policy.clone(), theirs));
-        }
-        Ok(())
-    }
-
-    fn delete_policy(&mut self, policy: &Policy, state: &State) -> Option<()> {
-        if let Some(at) = self.others.iter().position(|(other, _)| other == policy) {
-            self.others.remove(at);
-            return Some(());
-        }
-        let at = self.installed(policy)?;
-        self.remove_policy(at, state);
-        Some(())
-    }
-
-    /// The place of a policy that charon has installed and not removed.
-    fn installed(&self, policy: &Policy) -> Option<usize> {
-        let same = |entry: &Entry| entry.leaves.is_none() && entry.policy == *policy;
-        self.policies.iter().position(same)
-    }
-
-    /// Brings the guard to the policies that stand.
-    fn guard(&mut self, taken_out: bool) {
-        let mut present = BTreeMap::new();
-        for Entry {
-            selector, policy, ..
-        } in &self.policies
-        {
-            if policy.kind != Kind::Bypass {
-                *present.entry(selector.remote).or_default() |= is_trap(policy);
-            }
-        }
-        let session = self.session.as_ref();
-        let lives = session.is_some_and(|session| session.events.is_some() && !session.ending);
-        self.guard
-            .update(&present, taken_out && lives, Instant::now());
     }
 
     /// Adds what charon wants to `goal`, which has what the file wants, and says where it all comes from.

@@ -76,7 +76,23 @@ pub(crate) fn divide(goal: &Goal, datapath: Ready<'_>, kernel: Ready<'_>) -> Div
     if kernel.is_ok() {
         division.kernel.policies = kernel_policies(goal, &division.places, datapath.is_ok());
     }
+    for (selector, place) in &mut division.places {
+        if place.0 == Place::Kernel && lacks_sa(goal, selector) {
+            // A trap waits for its first packet, which is nothing to complain of.
+            let trap = goal
+                .hows
+                .get(selector)
+                .is_some_and(|how| how.trap.is_some());
+            *place = (Place::Nobody, (!trap).then(|| "it has no SA".to_owned()));
+        }
+    }
     division
+}
+
+/// Whether nothing can leave under a policy.
+fn lacks_sa(goal: &Goal, selector: &Selector) -> bool {
+    let policy = goal.wanted.policies.get(selector);
+    policy.is_some_and(|spec| matches!(spec.action, Action::Protect { outbound: None, .. }))
 }
 
 /// The SAs of a policy.

@@ -6,27 +6,28 @@
 //! far it was. An SA's state says whether the kernel may have used numbers that nobody else knows
 //! ([`Holder::Kernel`]): if such an SA is not in the kernel any more, its key is lost.
 
+mod hands;
+mod report;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use culvert_proto::policy::{Place, Selector};
 use culvert_proto::sa::{Direction, SaId, SaSpec, Spi, StateRef};
-use culvert_proto::status::{Handovers, KernelSaStatus};
+use culvert_proto::status::Handovers;
 use culvert_state::handover::{self, Holder};
 use culvert_state::layout::{both, outbound};
 use culvert_state::region::Fingerprint;
 use culvert_state::{Region, Words};
 use log::{info, warn};
 
-use crate::kernel::{Kernel, KernelPolicy, KernelSa, Numbers, Progress};
+use self::hands::{go_on, keep, note, stop};
+use crate::kernel::{Kernel, KernelPolicy, KernelSa, Progress};
 use crate::keys;
 use crate::place::KernelPart;
-use crate::shared::Shared;
 use crate::spis::Spis;
-use crate::state::now;
 use crate::wanted::Wanted;
 
 /// How often a kernel that could not serve is asked again: a module may have been loaded.
@@ -372,129 +373,6 @@ impl StandIn {
         }
     }
 
-    /// Says in the status what is where.
-    pub(crate) fn tell(
-        &mut self,
-        shared: &Shared,
-        mut places: BTreeMap<Selector, (Place, Option<String>)>,
-        moved: usize,
-        returned: Vec<SaId>,
-        began: Instant,
-    ) {
-        if moved > 0 {
-            self.handovers.to_kernel += 1;
-        }
-        if !returned.is_empty() {
-            self.handovers.to_culvert += 1;
-        }
-        if moved > 0 || !returned.is_empty() {
-            let took = began.elapsed();
-            self.handovers.last_milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            info!(
-                "SAs to the kernel: {moved}, back from it: {}, in {took:?}",
-                returned.len()
-            );
-        }
-        if !self.refused.is_empty() {
-            for (place, why) in places.values_mut() {
-                if *place == Place::Kernel {
-                    // Which policy it is of, the text says by its SA.
-                    let first = self.refused.values().next().cloned();
-                    *why = why
-                        .take()
-                        .into_iter()
-                        .chain(first)
-                        .reduce(|a, b| a + "; " + &b);
-                }
-            }
-        }
-        let mut inner = shared.lock();
-        inner.kernel.problem = self.ready.clone().err();
-        inner.kernel.places = places;
-        inner.kernel.refused = self.refused.clone();
-        inner.kernel.handovers = self.handovers;
-        inner.kernel.returned.extend(returned);
-    }
-
-    /// The SAs that the kernel serves.
-    pub(crate) fn status(&mut self) -> Vec<KernelSaStatus> {
-        let Some(kernel) = self.kernel.as_mut() else {
-            return Vec::new();
-        };
-        let found = kernel.sas().unwrap_or_default().into_iter();
-        found
-            .filter_map(|found| {
-                let sa = &self
-                    .held
-                    .get(&id_of(&self.held, found.spi, found.destination)?)?
-                    .sa;
-                let progress = found.progress(sa.id.direction);
-                Some(KernelSaStatus {
-                    direction: sa.id.direction,
-                    spi: found.spi,
-                    source: sa.source,
-                    destination: found.destination,
-                    algorithm: sa.algorithm.to_string(),
-                    packets: progress.packets,
-                    bytes: progress.bytes,
-                    sequence: match &progress.numbers {
-                        Numbers::Sent(last) => *last,
-                        Numbers::Received(window) => window.highest,
-                    },
-                })
-            })
-            .collect()
-    }
-
-    /// Notes how much the kernel's SAs were used: all of them.
-    pub(crate) fn count(&mut self) {
-        if self.held.is_empty() {
-            return;
-        }
-        let Some(kernel) = self.kernel.as_mut() else {
-            return;
-        };
-        let Ok(found) = kernel.sas() else {
-            return;
-        };
-        for found in found {
-            let id = id_of(&self.held, found.spi, found.destination);
-            let held = id.and_then(|id| self.held.get(&id));
-            if let Some(held) = held
-                && let Some(words) = self.words(held.state)
-            {
-                note(&words, &found.progress(held.sa.id.direction));
-            }
-        }
-    }
-
-    /// Notes how much one SA was used, if the kernel has it.
-    pub(crate) fn count_one(&mut self, id: &SaId) {
-        let Some(state) = self.held.get(id).map(|held| held.state) else {
-            return;
-        };
-        let progress = self.kernel.as_mut().map(|kernel| kernel.read_sa(id));
-        if let Some(Ok(Some(progress))) = progress
-            && let Some(words) = self.words(state)
-        {
-            note(&words, &progress);
-        }
-    }
-
-    /// A lifetime was reached in the kernel, of which SA of ours.
-    pub(crate) fn expired(&mut self, spi: Spi, destination: IpAddr, hard: bool) -> Option<SaId> {
-        let id = id_of(&self.held, spi, destination)?;
-        let words = self.words(self.held.get(&id)?.state)?;
-        let reached = if hard { both::EXPIRED } else { both::EXPIRING };
-        words[both::STATE].fetch_max(reached, Ordering::Relaxed);
-        Some(id)
-    }
-
-    /// The SA of ours that the kernel has under that name.
-    pub(crate) fn find_id(&self, spi: Spi, destination: IpAddr) -> Option<SaId> {
-        id_of(&self.held, spi, destination)
-    }
-
     /// How many SAs and policies are ours.
     pub(crate) fn count_ours(&self) -> usize {
         self.held.len() + self.left.len() + self.policies.len()
@@ -508,66 +386,7 @@ impl StandIn {
     }
 }
 
-/// The kernel knows no directions.
-fn id_of(held: &BTreeMap<SaId, Held>, spi: Spi, destination: IpAddr) -> Option<SaId> {
-    let ids = [Direction::In, Direction::Out].map(|direction| SaId {
-        direction,
-        spi,
-        destination,
-    });
-    ids.into_iter().find(|id| held.contains_key(id))
-}
-
 /// Whether an SA has no window in its state, as only the kernel can serve it.
 fn is_counted_only(sa: &KernelSa, state: StateRef) -> bool {
     sa.id.direction == Direction::In && state.words as usize == outbound::WORDS
-}
-
-/// Stops the datapath on an SA, wherever it is, and says how far it was.
-fn stop(words: &Words, direction: Direction, window: u32) -> Progress {
-    let numbers = match direction {
-        Direction::Out => Numbers::Sent(handover::fence_outbound(words)),
-        Direction::In => Numbers::Received(handover::fence_inbound(words, window)),
-    };
-    let read = |at: usize| words[at].load(Ordering::Relaxed);
-    let now = now();
-    let ago = |at: usize| match read(at) {
-        0 => None,
-        then => Some(now.saturating_sub(then) / 1000),
-    };
-    Progress {
-        numbers,
-        packets: read(both::PACKETS),
-        bytes: read(both::BYTES),
-        added: ago(both::ADDED).unwrap_or_default(),
-        first_use: ago(both::FIRST_USE),
-    }
-}
-
-/// Lets the datapath go on behind what was used.
-fn go_on(words: &Words, window: u32, progress: &Progress) {
-    match &progress.numbers {
-        Numbers::Sent(last) => handover::release_outbound(words, *last),
-        Numbers::Received(received) => handover::release_inbound(words, window, received),
-    }
-}
-
-/// Keeps how far it was, and lets nobody go on.
-fn keep(words: &Words, progress: &Progress) {
-    match &progress.numbers {
-        Numbers::Sent(last) => handover::raise_outbound(words, *last),
-        Numbers::Received(received) => handover::raise_inbound(words, received.highest),
-    }
-}
-
-/// Notes how much an SA was used.
-fn note(words: &Words, progress: &Progress) {
-    words[both::PACKETS].store(progress.packets, Ordering::Relaxed);
-    words[both::BYTES].store(progress.bytes, Ordering::Relaxed);
-    if words[both::FIRST_USE].load(Ordering::Relaxed) == 0
-        && let Some(ago) = progress.first_use
-    {
-        let then = now().saturating_sub(ago.saturating_mul(1000)).max(1);
-        words[both::FIRST_USE].store(then, Ordering::Relaxed);
-    }
 }
