@@ -323,13 +323,13 @@ impl Manager {
             kernel.count();
             kernel.ready()
         };
-        let (pushed, returned) = {
+        let (served, returned) = {
             let mut inner = self.shared.lock();
-            (inner.pushed, std::mem::take(&mut inner.kernel.returned))
+            (inner.served, std::mem::take(&mut inner.kernel.returned))
         };
         let let_go = self.alter(|Sources { state, charon, .. }| {
-            if let Some(pushed) = pushed {
-                state.let_go(pushed);
+            if let Some(served) = served {
+                state.let_go(served);
             }
             charon.kernel = ready;
             returned.iter().for_each(|id| charon.replace_soon(id));

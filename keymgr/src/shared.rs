@@ -40,7 +40,7 @@ pub(crate) struct Inner {
     /// What the datapath has; `None`: it is away.
     pub(crate) pushed: Option<u64>,
     /// What is served by whoever can, the datapath or the kernel.
-    served: Option<u64>,
+    pub(crate) served: Option<u64>,
     pub(crate) problem: Option<String>,
     /// Since when neither has had what is wanted; `None`: they have.
     away: Option<Instant>,

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use culvert_proto::sa::{Direction, SaId, SaSpec, Spi, StateRef};
+use culvert_proto::sa::{Direction, SaId, Spi, StateRef};
 use culvert_proto::status::Handovers;
 use culvert_state::handover::{self, Holder};
 use culvert_state::layout::{both, outbound};
@@ -203,6 +203,11 @@ impl StandIn {
             let same = held.sa.fingerprint() == fingerprint;
             let progress = self.take_from_kernel(id)?;
             before = same.then_some(progress);
+        } else if handover::holder(&words) == Holder::Kernel
+            && let Some(old) = self.holder_of(state)
+        {
+            // It has another end now, and so another name.
+            before = Some(self.take_from_kernel(&old)?);
         }
         let kernel_only = is_counted_only(sa, state);
         let progress = match before {
@@ -233,6 +238,13 @@ impl StandIn {
         let sa = sa.clone();
         self.held.insert(*id, Held { sa, state });
         Ok(!kernel_only && progress.packets > 0)
+    }
+
+    /// The name under which the kernel has the SA with this state.
+    fn holder_of(&self, state: StateRef) -> Option<SaId> {
+        let mut held = self.held.iter();
+        held.find(|(_, held)| held.state == state)
+            .map(|(id, _)| *id)
     }
 
     /// Takes an SA out of the kernel. `None`: it was gone.
@@ -281,7 +293,7 @@ impl StandIn {
             std::thread::sleep(SETTLE);
         }
         for id in gone {
-            match self.return_one(&id, datapath.sas.get(&id)) {
+            match self.return_one(&id, datapath) {
                 Ok(true) => returned.push(id),
                 Ok(false) => {}
                 Err(problem) => warn!("{problem}"),
@@ -325,12 +337,14 @@ impl StandIn {
     }
 
     /// Whether it went to the datapath.
-    fn return_one(&mut self, id: &SaId, wanted: Option<&SaSpec>) -> Result<bool, String> {
+    fn return_one(&mut self, id: &SaId, datapath: &Wanted) -> Result<bool, String> {
         let Some(held) = self.held.get(id) else {
             return Ok(false);
         };
         let (sa, state) = (held.sa.clone(), held.state);
-        let wanted = wanted.filter(|spec| keys::fingerprint(spec) == sa.fingerprint());
+        // It may have another end now, and so another name.
+        let wanted = datapath.sas.get(id).filter(|spec| spec.state == state);
+        let wanted = wanted.or_else(|| datapath.sas.values().find(|spec| spec.state == state));
         let progress = self.take_from_kernel(id)?;
         let words = self.words(state).ok_or("no state")?;
         let Some(progress) = progress else {

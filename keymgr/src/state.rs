@@ -146,16 +146,16 @@ impl State {
         }
     }
 
-    /// The datapath has a generation: gives up the state of what is gone with it, and at first of all that nobody here
+    /// The datapath, or the kernel in its place, has a generation: gives up the state of what is gone with it, and at first of all that nobody here
     /// has, such as negotiated SAs of a key manager before this one.
-    pub(crate) fn let_go(&mut self, pushed: u64) {
+    pub(crate) fn let_go(&mut self, served: u64) {
         if !std::mem::replace(&mut self.swept, true) {
             self.region.retire_all_but(&self.claimed);
         }
         let region = &mut self.region;
         let claimed = &self.claimed;
         self.gone.retain(|(fingerprint, generation)| {
-            let gone = generation.is_some_and(|generation| generation <= pushed);
+            let gone = generation.is_some_and(|generation| generation <= served);
             // A static key may have come back.
             if gone && !claimed.contains(fingerprint) {
                 region.retire(fingerprint);

@@ -340,13 +340,21 @@ impl Side {
     /// # Errors
     /// It does not answer.
     pub fn keymgr_status(&self) -> Result<KeymgrStatus> {
-        let mut channel = Channel::connect(&self.folder.join(KEYMGR_SOCKET), "culvert-keymgr")?;
-        channel.greet::<KeymgrRequest, KeymgrReply>("culvert-tests")?;
-        channel.send(&KeymgrRequest::Status)?;
-        match channel.answer()? {
+        match self.ask_keymgr(&KeymgrRequest::Status)? {
             KeymgrReply::Status(status) => Ok(*status),
             other => bail!("unexpected answer {other:?}"),
         }
+    }
+
+    /// Asks the key manager for anything, without a process.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn ask_keymgr(&self, request: &KeymgrRequest) -> Result<KeymgrReply> {
+        let mut channel = Channel::connect(&self.folder.join(KEYMGR_SOCKET), "culvert-keymgr")?;
+        channel.greet::<KeymgrRequest, KeymgrReply>("culvert-tests")?;
+        channel.send(request)?;
+        Ok(channel.answer()?)
     }
 
     /// Process id of the datapath.

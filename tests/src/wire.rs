@@ -175,7 +175,7 @@ impl Capture {
         let process = home.spawn(command, &log)?;
         let started =
             || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("listening on"));
-        wait_for("tcpdump", Duration::from_secs(5), started)?;
+        wait_for("tcpdump", Duration::from_secs(30), started)?;
         Ok(Self { process, file, log })
     }
 

@@ -63,18 +63,41 @@ fn main() {
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
 }
 
+/// Those that take long, and of which others show most. `./dev test --all` has them.
+const RARE: &[&str] = &[
+    "receiving_datapath_killed_under_load",
+    "strongswan_self_signed",
+    "strongswan_ca",
+    "strongswan_ipsec_conf",
+    "strongswan_dead_peer",
+    "strongswan_charon_restarted_under_load",
+    "strongswan_two_hundred_peers",
+    "ovs_refresh_and_restart_do_not_hurt",
+];
+
+/// Whether every test is wanted, however long it takes.
+pub(crate) fn every_case() -> bool {
+    std::env::var_os("CULVERT_EVERY_CASE").is_some()
+}
+
+fn rare(name: &str) -> Option<String> {
+    let left = !every_case() && RARE.contains(&name);
+    left.then(|| "`./dev test --all` has it".to_owned())
+}
+
 fn tests(missing: &Option<String>, list: &[(&str, Test)]) -> Vec<Trial> {
     tests_within(missing, list, LIMIT)
 }
 
 fn tests_within(missing: &Option<String>, list: &[(&str, Test)], limit: Duration) -> Vec<Trial> {
     list.iter()
-        .map(|&(name, test)| match missing {
-            None => Trial::test(name, move || within_limit(test, limit)),
-            Some(why) => {
-                Trial::test(format!("{name}: skipped: {why}"), || Ok(())).with_ignored_flag(true)
-            }
-        })
+        .map(
+            |&(name, test)| match missing.clone().or_else(|| rare(name)) {
+                None => Trial::test(name, move || within_limit(test, limit)),
+                Some(why) => Trial::test(format!("{name}: skipped: {why}"), || Ok(()))
+                    .with_ignored_flag(true),
+            },
+        )
         .collect()
 }
 

@@ -1,6 +1,6 @@
 use super::*;
-use culvert_bridge::Kind;
 use crate::config::Config;
+use culvert_bridge::Kind;
 use culvert_bridge::records::{Acquire, Expired, PolicyName};
 use culvert_bridge::{Direction as Way, Lifetimes, Priority, Secret, TrafficSelector};
 use culvert_proto::event;
