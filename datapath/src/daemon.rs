@@ -183,10 +183,12 @@ fn wait(done: impl Fn() -> bool, signals: &mut Signals, most: Duration) {
 /// Returns when an interface is not the one any more that the programs and sockets are attached to: it was removed,
 /// or made again under its name, and with it went all that guards it.
 fn watch(interfaces: &[(String, u32)]) {
-    while interfaces
-        .iter()
-        .all(|(name, index)| if_nametoindex(name.as_str()) == Ok(*index))
-    {
+    let there = |(name, index): &(String, u32)| match if_nametoindex(name.as_str()) {
+        Ok(now) => now == *index,
+        // Asking takes a socket: without one to be had, it is not known, and no reason to end.
+        Err(error) => error != nix::Error::ENODEV,
+    };
+    while interfaces.iter().all(there) {
         std::thread::sleep(Duration::from_millis(500));
     }
 }

@@ -116,6 +116,14 @@ pub(crate) fn all() -> Vec<(String, bool, Test)> {
     for (name, test) in crate::fallback::all() {
         tests.push((name, false, test));
     }
+    tests.push((
+        "fault_campaign_with_the_kernel_behind".to_owned(),
+        false,
+        Box::new(|| {
+            end();
+            crate::campaign::against_the_kernel(crate::campaign::events()?)
+        }),
+    ));
     for mtu in [1400, 1500, 3000] {
         tests.push((
             format!("tcp_learns_the_path_mtu_of_{mtu}"),

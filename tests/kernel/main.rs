@@ -3,6 +3,7 @@
 //! Runs in the guest of `tests/guest`, which it starts with itself in it: a kernel that is known, with everything
 //! that is needed, and modules that are loaded nowhere else. With `CULVERT_GUEST` set, it runs where it is.
 
+mod campaign;
 mod cases;
 mod fallback;
 mod handover;

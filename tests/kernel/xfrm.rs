@@ -75,30 +75,69 @@ impl Xfrm {
         algorithm: Algorithm,
         sequence: u32,
     ) -> Result<()> {
-        let Algorithm { name, icv_bits } = algorithm;
         let mut lines = "xfrm state flush\n".to_owned();
         for way in 0..2 {
-            let (from, to) = (self.outer[way], self.outer[1 - way]);
-            let (spi, key) = (keys.spis[way], &keys.keys[way]);
-            // Two CPUs overtake each other in the kernel by more than the usual 32.
-            lines += &format!(
-                "xfrm state add src {from} dst {to} proto esp spi {spi:#x} reqid 1 mode transport \
-                 replay-window 1024"
-            );
-            if keys.esn {
-                lines += " flag esn";
-            }
-            if way == 1 {
-                lines += &format!(" replay-oseq {sequence}");
-            }
-            lines += &format!(" aead {name} 0x{key} {icv_bits}");
-            if keys.encapsulated {
-                let any = if from.is_ipv6() { "::" } else { "0.0.0.0" };
-                lines += &format!(" encap espinudp 4500 4500 {any}");
-            }
-            lines += "\n";
+            lines += &self.state(keys, algorithm, sequence, way);
         }
         self.ip(&lines)
+    }
+
+    /// Goes over to accepting under all `generations` and sending under the one at `out`. `installed` is what there is by
+    /// now: SPI and way of each SA, which go on as they are. Of two outbound ones the kernel takes the new one.
+    pub(crate) fn change(
+        &self,
+        installed: &mut Vec<(u32, usize)>,
+        generations: &[&Generation],
+        out: usize,
+        algorithm: Algorithm,
+    ) -> Result<()> {
+        let mut lines = String::new();
+        let mut wanted = Vec::new();
+        for (number, keys) in generations.iter().enumerate() {
+            for way in 0..2 {
+                let sa = (keys.spis[way], way);
+                if way == 1 && number != out {
+                    continue;
+                }
+                if !installed.contains(&sa) {
+                    lines += &self.state(keys, algorithm, 0, way);
+                }
+                wanted.push(sa);
+            }
+        }
+        for &(spi, way) in installed.iter().filter(|sa| !wanted.contains(sa)) {
+            let (from, to) = (self.outer[way], self.outer[1 - way]);
+            lines += &format!("xfrm state delete src {from} dst {to} proto esp spi {spi:#x}\n");
+        }
+        *installed = wanted;
+        if lines.is_empty() {
+            return Ok(());
+        }
+        self.ip(&lines)
+    }
+
+    /// The line that adds an SA of a direction.
+    fn state(&self, keys: &Generation, algorithm: Algorithm, sequence: u32, way: usize) -> String {
+        let Algorithm { name, icv_bits } = algorithm;
+        let (from, to) = (self.outer[way], self.outer[1 - way]);
+        let (spi, key) = (keys.spis[way], &keys.keys[way]);
+        // Two CPUs overtake each other in the kernel by more than the usual 32.
+        let mut line = format!(
+            "xfrm state add src {from} dst {to} proto esp spi {spi:#x} reqid 1 mode transport \
+             replay-window 1024"
+        );
+        if keys.esn {
+            line += " flag esn";
+        }
+        if way == 1 {
+            line += &format!(" replay-oseq {sequence}");
+        }
+        line += &format!(" aead {name} 0x{key} {icv_bits}");
+        if keys.encapsulated {
+            let any = if from.is_ipv6() { "::" } else { "0.0.0.0" };
+            line += &format!(" encap espinudp 4500 4500 {any}");
+        }
+        line + "\n"
     }
 
     /// `ip` with each of `lines`, which may have keys in them.

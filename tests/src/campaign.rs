@@ -24,7 +24,7 @@ use self::judge::Judge;
 use self::keys::Keys;
 use self::load::{Load, Recovery};
 use self::record::{Outcome, Report};
-pub use self::scarce::mount_state;
+pub use self::scarce::{Descriptors, mount_state};
 use crate::lab::{Lab, tail};
 
 /// A campaign, ready to be run in a lab in which traffic flows.

@@ -57,9 +57,8 @@ fn fault_campaign() -> Result<()> {
     let (seed, events) = (seed()?, events()?);
     eprintln!("fault_campaign: seed {seed}, {events} events");
     let mut lab = Lab::new(Plan::default())?;
-    let keys = Keys::new(Box::new(|lab, side, generations, out| {
-        lab.rekey(side, generations, out)
-    }))?;
+    let give = Box::new(Lab::rekey);
+    let keys = Keys::new(lab.plan().cipher, give)?;
     for side in 0..2 {
         mount_state(&lab, side)?;
         lab.start_side(side, keys.current())?;

@@ -8,10 +8,12 @@ use anyhow::{Context, Result, ensure};
 use culvert_datapath::port::xsk::{Memory, Mode, XskPort};
 use culvert_packet::headers::{self, Kind};
 use culvert_proto::DATAPATH_SOCKET;
+use culvert_tests::campaign::Descriptors;
 use culvert_tests::lab::{Lab, Plan, WIRE};
 use culvert_tests::load;
 use culvert_tests::netns::wait_for;
 use culvert_tests::wire::{Capture, inject, take_counts};
+use nix::unistd::Pid;
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("datapath_killed_under_load", datapath_killed_under_load),
@@ -34,6 +36,10 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     (
         "without_its_nic_the_datapath_ends",
         without_its_nic_the_datapath_ends,
+    ),
+    (
+        "without_descriptors_the_datapath_goes_on",
+        without_descriptors_the_datapath_goes_on,
     ),
     (
         "sockets_that_are_gone_leave_the_queue",
@@ -261,6 +267,22 @@ fn without_its_nic_the_datapath_ends() -> Result<()> {
     wait_for("the datapath to end", Duration::from_secs(5), || {
         !side.folder.join(DATAPATH_SOCKET).exists()
     })
+}
+
+/// What needs a descriptor waits. It is for longer than it takes to look after the interfaces.
+fn without_descriptors_the_datapath_goes_on() -> Result<()> {
+    let mut lab = Lab::new(Plan::default())?;
+    lab.start_culvert()?;
+    let side = &lab.sides[0];
+    let pid = side.datapath_pid().context("no datapath")?;
+    let taken = Descriptors::exhaust(Pid::from_raw(pid.cast_signed()), side, true)?;
+    std::thread::sleep(Duration::from_millis(1200));
+    let ping = load::ping(&lab, 10)?;
+    ensure!(ping.received == 10, "{ping:?}");
+    taken.give_back(side, Duration::from_secs(5))?;
+    let ping = load::ping(&lab, 10)?;
+    ensure!(ping.received == 10, "{ping:?}");
+    Ok(())
 }
 
 /// As when zero-copy was tried and failed halfway: the next try finds the queue free.

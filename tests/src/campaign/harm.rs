@@ -95,6 +95,7 @@ impl Scene<'_> {
                 let datapath = kind == Kind::DatapathDescriptors;
                 let pid = self.pid(side, datapath)?;
                 let taken = Descriptors::exhaust(pid, &self.lab.sides[side], datapath)?;
+                std::thread::sleep(event.length);
                 self.load
                     .flows(self.limit)
                     .context("while a daemon has no descriptors left")?;

@@ -12,6 +12,7 @@ pub type Give = Box<dyn FnMut(&Lab, usize, &[&Generation], usize) -> Result<()>>
 /// The keys in use, and how to give others.
 pub struct Keys {
     give: Give,
+    cipher: Cipher,
     current: Generation,
     generations: u32,
 }
@@ -21,10 +22,11 @@ impl Keys {
     ///
     /// # Errors
     /// The kernel has no random bytes.
-    pub fn new(give: Give) -> Result<Self> {
+    pub fn new(cipher: Cipher, give: Give) -> Result<Self> {
         Ok(Self {
             give,
-            current: generation(0)?,
+            cipher,
+            current: generation(cipher, 0)?,
             generations: 1,
         })
     }
@@ -35,13 +37,21 @@ impl Keys {
         &self.current
     }
 
+    /// Gives a side the keys in use.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn give_current(&mut self, lab: &Lab, side: usize) -> Result<()> {
+        (self.give)(lab, side, &[&self.current], 0)
+    }
+
     /// Others, which nobody has yet.
     ///
     /// # Errors
     /// The kernel has no random bytes.
     pub fn fresh(&mut self) -> Result<Generation> {
         self.generations += 1;
-        generation(self.generations - 1)
+        generation(self.cipher, self.generations - 1)
     }
 
     /// Has one side accept under `next`, too.
@@ -65,12 +75,12 @@ impl Keys {
         }
         self.current = next;
         for side in 0..2 {
-            (self.give)(lab, side, &[&self.current], 0)?;
+            self.give_current(lab, side)?;
         }
         Ok(())
     }
 }
 
-fn generation(number: u32) -> Result<Generation> {
-    Generation::new(Cipher::Aes256Gcm16, [0x1100 + number, 0x2100 + number])
+fn generation(cipher: Cipher, number: u32) -> Result<Generation> {
+    Generation::new(cipher, [0x1100 + number, 0x2100 + number])
 }

@@ -18,9 +18,10 @@ const SIZE: usize = 200;
 const TICK: Duration = Duration::from_millis(1);
 /// How long a thread waits before it looks whether all is over.
 const LOOK: Duration = Duration::from_millis(50);
-/// Bytes of TCP that are sent at once, and how often.
+/// Bytes of TCP that are sent at once.
 const CHUNK: usize = 8 << 10;
-const CHUNK_TICK: Duration = Duration::from_millis(5);
+/// That often they are sent, divided by the rate of UDP packets: TCP has somewhat more bytes than UDP.
+const CHUNK_TICK: Duration = Duration::from_secs(25);
 /// Bytes of TCP by which it goes on: more than may have been on their way.
 const PROGRESS: u64 = 64 << 10;
 /// How long a TCP connection may stand still until another is tried.
@@ -117,7 +118,7 @@ pub struct Totals {
 }
 
 impl Load {
-    /// Starts it, with `rate` UDP packets a second each way.
+    /// Starts it, with `rate` UDP packets a second each way, and TCP in proportion.
     ///
     /// # Errors
     /// A socket cannot be made.
@@ -134,7 +135,7 @@ impl Load {
         for way in 0..2 {
             let (from, to) = (&lab.sides[way], &lab.sides[1 - way]);
             this.udp(from, to, way, rate)?;
-            this.tcp(from, to, 2 + way)?;
+            this.tcp(from, to, 2 + way, CHUNK_TICK / rate)?;
         }
         Ok(this)
     }
@@ -154,13 +155,13 @@ impl Load {
         Ok(())
     }
 
-    fn tcp(&mut self, from: &Side, to: &Side, flow: usize) -> Result<()> {
+    fn tcp(&mut self, from: &Side, to: &Side, flow: usize, tick: Duration) -> Result<()> {
         let address = SocketAddr::new(to.inner, 5400);
         let listener = to.namespace.within(|| Ok(TcpListener::bind(address)?))?;
         listener.set_nonblocking(true)?;
         let namespace = from.namespace.clone();
         self.thread(move |shared| {
-            namespace.within(|| send_tcp(address, shared, &shared.flows[flow]))
+            namespace.within(|| send_tcp(address, tick, shared, &shared.flows[flow]))
         });
         self.thread(move |shared| receive_tcp(&listener, shared, &shared.flows[flow]));
         Ok(())
@@ -337,14 +338,14 @@ fn receive_udp(socket: &UdpSocket, shared: &Shared, flow: &Flow) -> Result<()> {
     Ok(())
 }
 
-fn send_tcp(to: SocketAddr, shared: &Shared, flow: &Flow) -> Result<()> {
+fn send_tcp(to: SocketAddr, tick: Duration, shared: &Shared, flow: &Flow) -> Result<()> {
     while !shared.ended() {
         let Ok(stream) = TcpStream::connect_timeout(&to, Duration::from_secs(1)) else {
             std::thread::sleep(LOOK);
             continue;
         };
         stream.set_write_timeout(Some(LOOK))?;
-        send_on(&stream, shared, flow);
+        send_on(&stream, tick, shared, flow);
         if !shared.ended() {
             flow.again.fetch_add(1, Ordering::Relaxed);
         }
@@ -353,7 +354,7 @@ fn send_tcp(to: SocketAddr, shared: &Shared, flow: &Flow) -> Result<()> {
 }
 
 /// Sends on one connection as long as it goes on.
-fn send_on(mut stream: &TcpStream, shared: &Shared, flow: &Flow) {
+fn send_on(mut stream: &TcpStream, tick: Duration, shared: &Shared, flow: &Flow) {
     use std::io::{ErrorKind, Write};
     let chunk = [0; CHUNK];
     let begun = shared.now();
@@ -370,7 +371,7 @@ fn send_on(mut stream: &TcpStream, shared: &Shared, flow: &Flow) {
         if Duration::from_micros(shared.now().saturating_sub(last)) > STANDSTILL {
             return;
         }
-        std::thread::sleep(CHUNK_TICK);
+        std::thread::sleep(tick);
     }
 }
 
@@ -393,7 +394,7 @@ fn receive_tcp(listener: &TcpListener, shared: &Shared, flow: &Flow) -> Result<(
             Some(Ok(0)) => current = None,
             // Nothing came yet.
             Some(Err(_)) => {}
-            None => std::thread::sleep(CHUNK_TICK),
+            None => std::thread::sleep(TICK),
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! What there is no more of: room for the list of used keys, descriptors.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use culvert_proto::channel::Channel;
 use culvert_proto::message::{DatapathReply, DatapathRequest, KeymgrReply, KeymgrRequest};
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
@@ -75,7 +76,8 @@ impl Disk {
 }
 
 /// A daemon that has no descriptor for one more connection.
-pub(super) struct Descriptors {
+#[derive(Debug)]
+pub struct Descriptors {
     pid: Pid,
     datapath: bool,
     limits: String,
@@ -83,34 +85,38 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    /// Lowers the limit to what it has open, and connects until it does not answer.
-    pub(super) fn exhaust(pid: Pid, side: &Side, datapath: bool) -> Result<Self> {
+    /// Lowers the limit to what it has open, and connects until it does not answer: the datapath, or the key manager.
+    ///
+    /// # Errors
+    /// It still answers.
+    pub fn exhaust(pid: Pid, side: &Side, datapath: bool) -> Result<Self> {
         const CONNECTIONS: usize = 64;
         ask(side, datapath, Duration::from_secs(5)).context("before it lacks anything")?;
-        let open: Vec<u64> = fs::read_dir(format!("/proc/{pid}/fd"))?
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
-        let highest = open.iter().max().context("no descriptors")?;
+        // The kernel gives the lowest number that is free, and none from the limit on: two are left.
+        let taken = open(pid)?;
+        let mut free = (0..).filter(|number| !taken.contains(number));
+        let limit = free.nth(2).context("a free number")?;
         let mut this = Self {
             pid,
             datapath,
             limits: limits(pid)?,
             held: Vec::new(),
         };
+        let before = complaints(side, datapath);
         // The hard limit stays.
-        prlimit(pid, &format!("{}:", highest + 3))?;
+        prlimit(pid, &format!("{limit}:"))?;
         while this.held.len() < CONNECTIONS {
             this.held.push(UnixStream::connect(socket(side, datapath))?);
-            if ask(side, datapath, Duration::from_millis(50)).is_err() {
-                // Busy, or out of descriptors?
-                let refused = ask(side, datapath, Duration::from_millis(300)).is_err();
-                if refused {
-                    return Ok(this);
-                }
+            // It may only be busy: that it does not answer is not enough. Its descriptors say nothing for sure, as a
+            // thread that waits for connections has a number already.
+            let said = || complaints(side, datapath) > before;
+            let noticed = wait_for("it to notice", Duration::from_millis(100), said);
+            if noticed.is_ok() && ask(side, datapath, Duration::from_millis(300)).is_err() {
+                return Ok(this);
             }
         }
         this.restore()?;
-        anyhow::bail!("it still answers with {CONNECTIONS} connections");
+        bail!("it still answers with {CONNECTIONS} connections");
     }
 
     fn restore(&self) -> Result<()> {
@@ -118,7 +124,10 @@ impl Descriptors {
     }
 
     /// Gives them back: it answers again.
-    pub(super) fn give_back(self, side: &Side, limit: Duration) -> Result<()> {
+    ///
+    /// # Errors
+    /// It does not within `limit`.
+    pub fn give_back(self, side: &Side, limit: Duration) -> Result<()> {
         self.restore()?;
         drop(self.held);
         wait_for(
@@ -127,6 +136,20 @@ impl Descriptors {
             || ask(side, self.datapath, Duration::from_secs(1)).is_ok(),
         )
     }
+}
+
+/// How often a daemon has said that it cannot take a connection.
+fn complaints(side: &Side, datapath: bool) -> usize {
+    let log = ["keymgr.log", "datapath.log"][usize::from(datapath)];
+    let text = fs::read_to_string(side.folder.join(log)).unwrap_or_default();
+    text.matches("control socket: Too many open files").count()
+}
+
+/// The descriptors that a process has.
+fn open(pid: Pid) -> Result<HashSet<u64>> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?;
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Ok(numbers.collect())
 }
 
 /// Soft and hard limit, as prlimit(1) has them.

@@ -1,0 +1,79 @@
+//! The fault campaign with the kernel's IPsec as the peer, and behind Culvert: only a is hurt, and both get new keys.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use culvert_proto::sa::Cipher;
+use culvert_tests::campaign::events::Kind;
+use culvert_tests::campaign::judge::Judge;
+use culvert_tests::campaign::keys::Keys;
+use culvert_tests::campaign::{Campaign, mount_state};
+use culvert_tests::lab::{Lab, Plan};
+
+use crate::xfrm::{Algorithm, Xfrm};
+
+/// Longest time until traffic flows again, on emulated CPUs that start five processes a second.
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// UDP packets a second, each way.
+const RATE: u32 = 200;
+
+const ALGORITHM: Algorithm = Algorithm {
+    name: "rfc4106(gcm(aes))",
+    icv_bits: 128,
+};
+
+/// How much happens: little, as an event takes its time here, unless every case is wanted.
+pub(crate) fn events() -> Result<usize> {
+    if let Ok(text) = std::env::var("CULVERT_CAMPAIGN_EVENTS") {
+        return Ok(text.parse()?);
+    }
+    let every = std::env::var_os("CULVERT_EVERY_CASE").is_some();
+    Ok(if every { 30 } else { 3 })
+}
+
+pub(crate) fn against_the_kernel(events: usize) -> Result<()> {
+    let seed = match std::env::var("CULVERT_CAMPAIGN_SEED") {
+        Ok(text) => text.parse()?,
+        Err(_) => std::process::id().into(),
+    };
+    eprintln!("fault_campaign_with_the_kernel_behind: seed {seed}, {events} events");
+    // On emulated CPUs hearts beat slowly.
+    let plan = Plan {
+        hung_after: 1000,
+        ..Plan::default()
+    };
+    let mut lab = Lab::new(plan)?;
+    ensure!(lab.endpoint == "kernel", "the kernel has no Geneve");
+    let xfrm = Xfrm::new(&lab)?;
+    let mut installed = Vec::new();
+    let mut keys = Keys::new(
+        Cipher::Aes256Gcm16,
+        Box::new(move |lab, side, generations, out| match side {
+            0 => lab.rekey(0, generations, out),
+            _ => xfrm.change(&mut installed, generations, out, ALGORITHM),
+        }),
+    )?;
+    mount_state(&lab, 0)?;
+    lab.start_side(0, keys.current())?;
+    keys.give_current(&lab, 1)?;
+    lab.wait_for_protection(0)?;
+    let judge = Judge::start(&lab)?;
+    let campaign = Campaign {
+        lab: &mut lab,
+        seed,
+        events,
+        kinds: &Kind::ALL,
+        sides: &[0],
+        rate: RATE,
+        limit: LIMIT,
+        keys,
+        judge,
+    };
+    let report = campaign.run()?;
+    eprintln!("{}", report.table());
+    if let Ok(file) = std::env::var("CULVERT_RECORD") {
+        report.write(&file)?;
+    }
+    Ok(())
+}
