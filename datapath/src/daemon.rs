@@ -12,6 +12,8 @@ use culvert_proto::event::Event;
 use culvert_proto::status::PortStatus;
 use log::{error, info, warn};
 use nix::net::if_::if_nametoindex;
+use nix::sys::prctl::set_dumpable;
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle as SignalsHandle, Signals};
 
@@ -26,6 +28,7 @@ use crate::port::xsk::{Memory, Mode, XskPort};
 use crate::settings::Settings;
 use crate::steer::{Role, Steering, SteeringConfig};
 use crate::tables::Database;
+use crate::watchdog;
 use crate::worker::{Handle, Mtu, Worker};
 
 /// The MTU of a wire that takes IPv6's least MTU, 1280 bytes (RFC 8200 §5), sealed and in UDP.
@@ -40,6 +43,8 @@ const LEAVING: Duration = Duration::from_secs(1);
 /// # Errors
 /// What could not be set up, with what to do about it.
 pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
+    // Keys must not get into a core dump. A limit of its size is none for dumps that go into a pipe.
+    set_dumpable(false)?;
     make_directory(run_directory)
         .with_context(|| format!("run directory {}", run_directory.display()))?;
     let _lock = Lock::take(run_directory, "culvert-datapath")?;
@@ -120,11 +125,12 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
             monitor::run(&watched_sas, &told);
         })?;
     let vital = Vital(signals.handle());
+    let beating = pulses.clone();
     std::thread::Builder::new()
         .name("heartbeat".to_owned())
         .spawn(move || {
             let _vital = vital;
-            heartbeat::run(&heart, &pulses);
+            heartbeat::run(&heart, &beating);
         })?;
 
     let watched = [settings.wire.clone(), settings.host_port.clone()]
@@ -140,7 +146,20 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
             error!("an interface was removed, or made again: start again to guard it");
         })?;
 
+    let pinged = Arc::clone(&control);
+    std::thread::Builder::new()
+        .name("watchdog".to_owned())
+        .spawn(move || {
+            let patience = watchdog::interval().unwrap_or_default() / 2;
+            watchdog::run(|| {
+                heartbeat::alive(&pulses, patience) && watchdog::is_free(&pinged, patience)
+            });
+        })?;
+    let line = format!("{workers} workers on {}, {}", settings.wire, mode.name());
+    watchdog::tell(&[NotifyState::Ready, NotifyState::Status(&line)]);
+
     let signal = signals.forever().next();
+    watchdog::tell(&[NotifyState::Stopping]);
     match signal {
         Some(signal) => {
             info!(

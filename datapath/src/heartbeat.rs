@@ -36,6 +36,15 @@ impl Heart {
     }
 }
 
+/// Whether every worker was seen within `patience`.
+#[must_use]
+pub fn alive(workers: &[Pulse], patience: Duration) -> bool {
+    let now = now();
+    let seen =
+        |worker: &Pulse| Duration::from_millis(now.saturating_sub(worker.seen())) <= patience;
+    workers.iter().all(seen)
+}
+
 /// Says it for ever.
 pub fn run(heart: &Heart, workers: &[Pulse]) {
     loop {

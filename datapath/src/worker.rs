@@ -127,7 +127,7 @@ impl Handle {
 }
 
 /// Sign of life of a worker.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pulse(Arc<Shared>);
 
 impl Pulse {

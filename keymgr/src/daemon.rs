@@ -10,6 +10,7 @@ use culvert_proto::channel::{Listener, Lock, make_directory};
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
 use culvert_state::Region;
 use log::{debug, info, warn};
+use nix::sys::prctl::set_dumpable;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -20,6 +21,7 @@ use crate::events;
 use crate::kernel;
 use crate::leftovers;
 use crate::manager::Manager;
+use crate::notify::{self, Reporter};
 use crate::push::Steward;
 use crate::shared::Shared;
 use crate::stand_in::StandIn;
@@ -33,6 +35,9 @@ pub(crate) const REGION: &str = "sa-state";
 
 /// How often it is noted which SAs are used, and what is overdue.
 const TICK: Duration = Duration::from_millis(250);
+
+/// How long the service manager waits, to hear that we are ready, for a datapath that is not there.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -64,6 +69,8 @@ pub fn check(path: &Path) -> Result<Config> {
 /// # Errors
 /// What could not be set up, with what to do about it.
 pub fn run(paths: Paths) -> Result<()> {
+    // Keys must not get into a core dump. A limit of its size is none for dumps that go into a pipe.
+    set_dumpable(false)?;
     for directory in [&paths.run, &paths.state] {
         make_directory(directory).with_context(|| format!("cannot use {}", directory.display()))?;
     }
@@ -110,9 +117,12 @@ pub fn run(paths: Paths) -> Result<()> {
     spawn("events", move || events::run(&listening, &datapath))?;
     let ticking = Arc::clone(&manager);
     spawn("tick", move || {
+        let mut reporter = Reporter::new();
         loop {
             std::thread::sleep(TICK);
+            // Does not come back if a lock hangs; then nobody hears that we are alive.
             ticking.tick();
+            reporter.report(|| ticking.summary());
         }
     })?;
     let served = Arc::clone(&manager);
@@ -121,9 +131,16 @@ pub fn run(paths: Paths) -> Result<()> {
     let served = Arc::clone(&manager);
     spawn("accept", move || serve(&listener, &served))?;
     info!("ready");
+    let starting = Arc::clone(&manager);
+    spawn("ready", move || {
+        // Who is started after us, as Open vSwitch, is to find held back what has to be.
+        starting.settle_first(PATIENCE);
+        notify::ready();
+    })?;
 
     for signal in signals.forever() {
         if signal != SIGHUP {
+            notify::stopping();
             info!("signal {signal}: ending; the datapath goes on with what it has");
             break;
         }

@@ -5,7 +5,8 @@
 //! reboots; `charon` has what strongSwan negotiates, [`spi`] gives out SPIs. `manager` joins both to one `goal`; `place`
 //! divides it between the datapath and the kernel's IPsec. `push` brings its part to the datapath, [`wanted`] finding what
 //! changed; `stand_in` moves SAs to the kernel and back, which [`kernel`] talks to. `events` hears of lifetimes, peers that move and SAs
-//! that are missing; [`daemon`] runs it all, and [`leftovers`] is what stays when it ends.
+//! that are missing; [`daemon`] runs it all, and [`leftovers`] is what stays when it ends; `notify` tells
+//! systemd of it.
 
 mod charon;
 pub mod config;
@@ -18,6 +19,7 @@ pub mod kernel;
 mod keys;
 pub mod leftovers;
 mod manager;
+mod notify;
 mod place;
 mod policy_entry;
 mod push;

@@ -41,13 +41,12 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        // As compilers have it, so that editors find the line.
-        Err(error) if error.is::<config::Problems>() => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
         Err(error) => {
-            eprintln!("culvert-keymgr: {error:#}");
+            match error.downcast_ref::<config::Problems>() {
+                // As compilers have it, so that editors find the line.
+                Some(problems) => eprintln!("{problems}"),
+                None => eprintln!("culvert-keymgr: {error:#}"),
+            }
             ExitCode::FAILURE
         }
     }

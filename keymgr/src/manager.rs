@@ -213,6 +213,27 @@ impl Manager {
         }
     }
 
+    /// Waits until what there is now is served, or nobody is to be had who could.
+    pub(crate) fn settle_first(&self, patience: Duration) {
+        // Why it has not, the log says.
+        let _ = self.shared.settle(self.shared.generation(), patience);
+    }
+
+    /// The state of things in one line.
+    pub(crate) fn summary(&self) -> String {
+        let inner = self.shared.lock();
+        let [sas, policies] = {
+            let wanted = &inner.goal.wanted;
+            [wanted.sas.len(), wanted.policies.len()]
+        };
+        let lacking = if inner.served == Some(inner.generation) {
+            ""
+        } else {
+            ", which are not served"
+        };
+        format!("{sas} SAs, {policies} policies{lacking}")
+    }
+
     /// Notes that a charon is there that cannot be served.
     pub(crate) fn unserved(&self, text: &str) {
         warn!("not served: {text}");

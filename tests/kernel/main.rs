@@ -7,6 +7,7 @@ mod campaign;
 mod cases;
 mod fallback;
 mod handover;
+mod systemd;
 mod xfrm;
 
 use std::os::unix::process::CommandExt;
@@ -16,6 +17,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use culvert_tests::lab::missing;
 use culvert_tests::netns::prepare;
+use culvert_tests::systemd::{VARIABLE, find};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::Signal;
 
@@ -33,25 +35,34 @@ fn main() {
         eprintln!("cannot start the guest: {}", enter_guest());
         std::process::exit(1);
     }
+    let no_systemd = skip
+        .clone()
+        .or_else(|| find().err().and_then(|error| error.lacking()));
     let every = std::env::var_os("CULVERT_EVERY_CASE").is_some();
     let trials = cases::all().into_iter().map(|(name, rare, test)| {
         let left = (rare && !every).then(|| "`./dev test --lab` has it".to_owned());
-        match skip.clone().or(left) {
-            None => Trial::test(name, || {
-                test().map_err(|error| {
-                    // At once, as the list at the end does not come if a later one hangs.
-                    eprintln!("{error:#}");
-                    Failed::from(format!("{error:#}"))
-                })
-            }),
-            Some(why) => {
-                Trial::test(format!("{name}: skipped: {why}"), || Ok(())).with_ignored_flag(true)
-            }
-        }
+        trial(name, skip.clone().or(left), test)
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let (name, test) = systemd::TEST;
+    let last = trial(name.to_owned(), no_systemd, Box::new(test));
+    let conclusion = libtest_mimic::run(&arguments, trials.chain([last]).collect());
     cases::end();
     conclusion.exit();
+}
+
+fn trial(name: String, skip: Option<String>, test: Test) -> Trial {
+    match skip {
+        None => Trial::test(name, || {
+            test().map_err(|error| {
+                // At once, as the list at the end does not come if a later one hangs.
+                eprintln!("{error:#}");
+                Failed::from(format!("{error:#}"))
+            })
+        }),
+        Some(why) => {
+            Trial::test(format!("{name}: skipped: {why}"), || Ok(())).with_ignored_flag(true)
+        }
+    }
 }
 
 fn script() -> PathBuf {
@@ -75,10 +86,13 @@ fn enter_guest() -> std::io::Error {
     if let Err(error) = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM) {
         return error.into();
     }
-    Command::new(script())
-        .arg(program)
-        .args(std::env::args_os().skip(1))
-        .exec()
+    let mut guest = Command::new(script());
+    match find() {
+        Ok(folder) => drop(guest.env(VARIABLE, folder)),
+        Err(error) if error.lacking().is_some() => {}
+        Err(error) => return std::io::Error::other(error),
+    }
+    guest.arg(program).args(std::env::args_os().skip(1)).exec()
 }
 
 /// A cipher that Culvert knows and no case knows would be a cipher that is not tested.

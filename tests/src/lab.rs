@@ -58,6 +58,8 @@ pub struct Plan {
     pub hung_after: u32,
     /// Whether there are tunnel devices at all. Without, something else makes Geneve.
     pub tunnel: bool,
+    /// The daemons have the capabilities that their systemd units give them, and no others.
+    pub confined: bool,
     /// Leave it standing when the process ends.
     pub keep: bool,
 }
@@ -76,6 +78,7 @@ impl Default for Plan {
             sa: [""; 2],
             hung_after: 100,
             tunnel: true,
+            confined: false,
             keep: false,
         }
     }
@@ -326,13 +329,7 @@ impl Side {
     /// # Errors
     /// It does not answer.
     pub fn datapath_status(&self) -> Result<DatapathStatus> {
-        let mut channel = Channel::connect(&self.folder.join(DATAPATH_SOCKET), "culvert-datapath")?;
-        channel.greet::<DatapathRequest, DatapathReply>("culvert-tests")?;
-        channel.send(&DatapathRequest::Status)?;
-        match channel.answer()? {
-            DatapathReply::Status(status) => Ok(*status),
-            other => bail!("unexpected answer {other:?}"),
-        }
+        datapath_status(&self.folder)
     }
 
     /// Asks the key manager.
@@ -340,10 +337,7 @@ impl Side {
     /// # Errors
     /// It does not answer.
     pub fn keymgr_status(&self) -> Result<KeymgrStatus> {
-        match self.ask_keymgr(&KeymgrRequest::Status)? {
-            KeymgrReply::Status(status) => Ok(*status),
-            other => bail!("unexpected answer {other:?}"),
-        }
+        keymgr_status(&self.folder)
     }
 
     /// Asks the key manager for anything, without a process.
@@ -361,6 +355,34 @@ impl Side {
     #[must_use]
     pub fn datapath_pid(&self) -> Option<u32> {
         self.datapath.as_ref().map(Child::id)
+    }
+}
+
+/// Asks the datapath whose run directory that is.
+///
+/// # Errors
+/// It does not answer.
+pub fn datapath_status(run: &Path) -> Result<DatapathStatus> {
+    let mut channel = Channel::connect(&run.join(DATAPATH_SOCKET), "culvert-datapath")?;
+    channel.greet::<DatapathRequest, DatapathReply>("culvert-tests")?;
+    channel.send(&DatapathRequest::Status)?;
+    match channel.answer()? {
+        DatapathReply::Status(status) => Ok(*status),
+        other => bail!("unexpected answer {other:?}"),
+    }
+}
+
+/// Asks the key manager whose run directory that is.
+///
+/// # Errors
+/// It does not answer.
+pub fn keymgr_status(run: &Path) -> Result<KeymgrStatus> {
+    let mut channel = Channel::connect(&run.join(KEYMGR_SOCKET), "culvert-keymgr")?;
+    channel.greet::<KeymgrRequest, KeymgrReply>("culvert-tests")?;
+    channel.send(&KeymgrRequest::Status)?;
+    match channel.answer()? {
+        KeymgrReply::Status(status) => Ok(*status),
+        other => bail!("unexpected answer {other:?}"),
     }
 }
 

@@ -12,7 +12,8 @@
 //!
 //! The daemons that Culvert works with are on the hypervisors as they are on real ones: [`hypervisor`] gives each its own
 //! files, [`charon`] is strongSwan, [`ike`] its connections, with [`certificates`], [`ovs`] is Open vSwitch;
-//! [`negotiated`] is the lab with strongSwan, [`switched`] with both.
+//! [`negotiated`] is the lab with strongSwan, [`switched`] with both. [`systemd`] starts Culvert's daemons on a host that
+//! has no namespaces.
 
 pub mod campaign;
 pub mod certificates;
@@ -29,5 +30,6 @@ pub mod netns;
 pub mod ovs;
 pub mod settings;
 pub mod switched;
+pub mod systemd;
 pub mod udp;
 pub mod wire;

@@ -52,6 +52,15 @@ pub struct Unprepared {
 }
 
 impl Unprepared {
+    /// The machine lacks something.
+    #[must_use]
+    pub fn lacks(why: &str) -> Self {
+        Self {
+            why: why.to_owned(),
+            lacking: true,
+        }
+    }
+
     /// What this machine lacks, if that is it. Else the script is wrong, which is no reason to skip anything.
     #[must_use]
     pub fn lacking(&self) -> Option<String> {

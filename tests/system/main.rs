@@ -9,6 +9,7 @@ mod interop;
 mod lives;
 mod modes;
 mod ovs;
+mod packaging;
 mod parts;
 mod policies;
 mod rekey;
@@ -51,6 +52,8 @@ fn main() {
         tests(&lab, sizes::TESTS),
         tests(&lab, modes::TESTS),
         tests_within(&lab, campaign::TESTS, campaign::limit()),
+        tests(&lab, packaging::TESTS),
+        tests(&packaging::systemd_missing(), packaging::ANALYZE),
         tests(&parts, parts::TESTS),
         tests(&strongswan, strongswan::TESTS),
         tests(&strongswan, strongswan_docs::TESTS),

@@ -1,6 +1,7 @@
 //! Culvert's daemons in the lab: starting them, waiting for them, killing them.
 
-use std::process::Child;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -8,12 +9,46 @@ use culvert_proto::DATAPATH_SOCKET;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{BRIDGE, HOST_PORT, Lab, Plan, START_LIMIT, WIRE, program, tail};
+use super::{BRIDGE, HOST_PORT, Lab, Plan, START_LIMIT, Side, WIRE, program, tail};
 use crate::keys::write_private;
 use crate::netns::{run, wait_for};
 
 /// Longest time until a daemon has ended.
 const END_LIMIT: Duration = Duration::from_secs(20);
+
+/// One of Culvert's programs, to be run for a side.
+fn daemon(plan: &Plan, side: &Side, name: &str) -> Result<Command> {
+    let program = program(name)?;
+    if !plan.confined {
+        return Ok(side.namespace.command(program));
+    }
+    let unit = crate::systemd::unit(name)?;
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let names = line.context("no capabilities")?.to_ascii_lowercase();
+    // In the place of the unit's LimitMEMLOCK=, which not everyone may raise.
+    let set: String = names
+        .split(' ')
+        .fold("-all,+ipc_lock".to_owned(), |set, name| {
+            set + ",+" + name.trim_start_matches("cap_")
+        });
+    let mut command = side.namespace.command("setpriv");
+    command.arg(format!("--bounding-set={set}"));
+    command
+        .args(["--inh-caps=-all", "--no-new-privs"])
+        .arg(program);
+    Ok(command)
+}
+
+/// Mounts a bpffs, as systemd does: a confined datapath cannot.
+fn mount_bpffs(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        std::fs::create_dir(folder)?;
+        run(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(folder))?;
+    }
+    Ok(())
+}
 
 impl Lab {
     /// Starts the datapath of a side; what it left pinned is taken over.
@@ -35,7 +70,10 @@ impl Lab {
             folder.join("bpf").display()
         );
         std::fs::write(&config, text)?;
-        let mut command = side.namespace.command(program("culvert-datapath")?);
+        if self.plan.confined {
+            mount_bpffs(&folder.join("bpf"))?;
+        }
+        let mut command = daemon(&self.plan, side, "culvert-datapath")?;
         command
             .arg("--config")
             .arg(config)
@@ -72,7 +110,7 @@ impl Lab {
     pub fn start_keymgr(&mut self, number: usize) -> Result<()> {
         let side = &mut self.sides[number];
         let folder = &side.folder;
-        let mut command = side.namespace.command(program("culvert-keymgr")?);
+        let mut command = daemon(&self.plan, side, "culvert-keymgr")?;
         command
             .arg("--config")
             .arg(folder.join("keymgr.toml"))
