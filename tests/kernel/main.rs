@@ -5,6 +5,7 @@
 
 mod cases;
 mod handover;
+mod wires;
 mod xfrm;
 
 use std::os::unix::process::CommandExt;
