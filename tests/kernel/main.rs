@@ -8,6 +8,7 @@ mod cases;
 mod fallback;
 mod handover;
 mod systemd;
+mod wires;
 mod xfrm;
 
 use std::os::unix::process::CommandExt;
