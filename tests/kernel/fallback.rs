@@ -84,6 +84,8 @@ pub(crate) fn all() -> Vec<(String, Test)> {
 
 type Way = fn(&mut Lab) -> Result<()>;
 
+/// How long each serves.
+const BETWEEN: Duration = Duration::from_millis(200);
 /// Packets a second, each way.
 const RATE: u32 = 300;
 const CIPHER: Cipher = Cipher::Aes256Gcm16;
@@ -163,14 +165,14 @@ fn move_once(
     away: impl Fn(&mut Lab) -> Result<()>,
     back: impl Fn(&mut Lab) -> Result<()>,
 ) -> Result<[Duration; 2]> {
+    std::thread::sleep(BETWEEN);
     let began = Instant::now();
     away(lab)?;
     let there = served_by(lab, Place::Kernel, began)?;
-    std::thread::sleep(Duration::from_millis(150));
+    std::thread::sleep(BETWEEN);
     let began = Instant::now();
     back(lab)?;
     let here = served_by(lab, Place::Culvert, began)?;
-    std::thread::sleep(Duration::from_millis(150));
     Ok([there, here])
 }
 
