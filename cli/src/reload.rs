@@ -21,6 +21,8 @@ struct Report {
     reloaded: Option<Changes>,
     /// Whether the datapath has all of it.
     datapath_in_sync: bool,
+    /// Whether the kernel has it in the datapath's place.
+    by_kernel: bool,
     problems: Vec<String>,
 }
 
@@ -31,12 +33,13 @@ impl Report {
             .map_err(|trouble| problems.push(trouble.to_string()))
             .ok();
         // What is wanted and what runs are two things: a reload is good when they are one.
-        let mut datapath_in_sync = false;
+        let (mut datapath_in_sync, mut by_kernel) = (false, false);
         if reloaded.is_some() {
             match ask::keymgr_status(run) {
                 Ok(status) => {
                     datapath_in_sync = status.datapath_in_sync;
-                    if !datapath_in_sync {
+                    by_kernel = !datapath_in_sync && status.kernel_problem.is_none();
+                    if !datapath_in_sync && !by_kernel {
                         problems.push(format!(
                             "loaded, but the datapath does not have it yet: {}",
                             status
@@ -52,6 +55,7 @@ impl Report {
         Self {
             reloaded,
             datapath_in_sync,
+            by_kernel,
             problems,
         }
     }
@@ -63,6 +67,8 @@ impl Report {
         let text = summary(changes);
         if self.datapath_in_sync {
             format!("reloaded: {text}; the datapath has it\n")
+        } else if self.by_kernel {
+            format!("reloaded: {text}; the kernel has it, as the datapath does not serve\n")
         } else {
             format!("reloaded: {text}\n")
         }

@@ -10,7 +10,7 @@ use culvert_packet::headers::{self, Kind};
 use culvert_proto::message::{KeymgrReply, KeymgrRequest};
 use culvert_proto::policy::Place;
 use culvert_proto::sa::Cipher;
-use culvert_tests::keys::Generation;
+use culvert_tests::keys::{Generation, write_private};
 use culvert_tests::lab::{Lab, Plan, SPIS, culvert};
 use culvert_tests::load::ping_between;
 use culvert_tests::netns::{run, wait_for};
@@ -63,6 +63,14 @@ pub(crate) fn all() -> Vec<(String, Test)> {
         ));
     }
     tests.push((
+        "modes_say_who_serves".to_owned(),
+        Box::new(modes_say_who_serves),
+    ));
+    tests.push((
+        "down_takes_everything_away".to_owned(),
+        Box::new(down_takes_everything_away),
+    ));
+    tests.push((
         "many_times_there_and_back".to_owned(),
         Box::new(|| {
             // A hundred, where there is time for them.
@@ -80,6 +88,84 @@ pub(crate) fn all() -> Vec<(String, Test)> {
         }),
     ));
     tests
+}
+
+/// A policy says who may serve it, and that can change under traffic.
+fn modes_say_who_serves() -> Result<()> {
+    let (mut lab, xfrm) = pair()?;
+    take_counts(&lab.underlay)?;
+    let ping = |lab: &Lab| -> Result<u32> {
+        let [a, b] = &lab.sides;
+        Ok(ping_between(a, b, 3, 10)?.received)
+    };
+    for (mode, place) in [
+        ("kernel-only", Place::Kernel),
+        ("culvert-only", Place::Culvert),
+        ("prefer-culvert", Place::Culvert),
+        ("kernel-only", Place::Kernel),
+    ] {
+        set_mode(&lab, mode)?;
+        served_by(&lab, place, Instant::now()).context(mode)?;
+        ensure!(ping(&lab)? == 3, "{mode}");
+    }
+    // Without the datapath, what is Culvert's only is dropped.
+    set_mode(&lab, "culvert-only")?;
+    served_by(&lab, Place::Culvert, Instant::now())?;
+    lab.kill_datapath(0)?;
+    served_by(&lab, Place::Nobody, Instant::now())?;
+    ensure!(ping(&lab)? == 0, "somebody serves");
+    set_mode(&lab, "prefer-culvert")?;
+    served_by(&lab, Place::Kernel, Instant::now())?;
+    ensure!(ping(&lab)? == 3, "nobody serves");
+    let counts = take_counts(&lab.underlay)?;
+    ensure!(counts.plaintext_geneve.packets == 0, "{counts:?}");
+    let errors = xfrm.errors()?;
+    ensure!(errors.is_empty(), "the peer counts {errors:?}");
+    Ok(())
+}
+
+fn set_mode(lab: &Lab, mode: &str) -> Result<()> {
+    let path = lab.sides[0].folder.join("keymgr.toml");
+    let text = std::fs::read_to_string(&path)?;
+    let without = text.lines().filter(|line| !line.starts_with("mode = "));
+    let lines = without.map(|line| match line {
+        "[[policy]]" => format!("[[policy]]\nmode = \"{mode}\"\n"),
+        other => format!("{other}\n"),
+    });
+    write_private(&path, &lines.collect::<String>())?;
+    command(lab, "reload")
+}
+
+/// Everything away on purpose: then, and only then, Geneve is in clear.
+fn down_takes_everything_away() -> Result<()> {
+    let (mut lab, _xfrm) = pair()?;
+    lab.kill_datapath(0)?;
+    served_by(&lab, Place::Kernel, Instant::now())?;
+    let side = &lab.sides[0];
+    let settings = side.folder.join("datapath.toml");
+    let settings = settings.display().to_string();
+    let mut down = culvert(side, &["down", "--datapath-config", &settings])?;
+    // Nobody is there to be asked.
+    ensure!(run(&mut down).is_err(), "it did not ask");
+    run(down.arg("--yes"))?;
+    for what in ["state", "policy"] {
+        let text = side.namespace.ip(&format!("xfrm {what}"))?;
+        ensure!(text.trim().is_empty(), "{what}: {text}");
+    }
+    take_counts(&lab.underlay)?;
+    let ping = ping_between(&lab.sides[0], &lab.sides[1], 2, 2)?;
+    let counts = take_counts(&lab.underlay)?;
+    ensure!(
+        ping.received == 0 && counts.plaintext_geneve.packets == 2,
+        "{counts:?}"
+    );
+    // The key goes on when it is started again: its numbers were kept.
+    lab.start_datapath(0)?;
+    lab.start_keymgr(0)?;
+    served_by(&lab, Place::Culvert, Instant::now())?;
+    let ping = ping_between(&lab.sides[0], &lab.sides[1], 2, 10)?;
+    ensure!(ping.received == 2, "{ping:?}");
+    Ok(())
 }
 
 type Way = fn(&mut Lab) -> Result<()>;

@@ -7,6 +7,7 @@ mod campaign;
 mod cases;
 mod fallback;
 mod handover;
+mod negotiated;
 mod systemd;
 mod wires;
 mod xfrm;
@@ -16,7 +17,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use culvert_tests::hypervisor::{PARTS_VARIABLE, parts};
 use culvert_tests::lab::missing;
+use culvert_tests::negotiated as ike;
 use culvert_tests::netns::prepare;
 use culvert_tests::systemd::{VARIABLE, find};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -44,9 +47,22 @@ fn main() {
         let left = (rare && !every).then(|| "`./dev test --lab` has it".to_owned());
         trial(name, skip.clone().or(left), test)
     });
+    let no_charon = skip
+        .clone()
+        .or_else(|| parts().err().and_then(|error| error.lacking()))
+        .or_else(ike::missing);
+    let charon: [(&str, Plain); 2] = [
+        (
+            "what_culvert_lacks_is_the_kernels",
+            negotiated::what_culvert_lacks_is_the_kernels,
+        ),
+        ("rekeyed_in_the_kernel", negotiated::rekeyed_in_the_kernel),
+    ];
+    let charon =
+        charon.map(|(name, test)| trial(name.to_owned(), no_charon.clone(), Box::new(test)));
     let (name, test) = systemd::TEST;
     let last = trial(name.to_owned(), no_systemd, Box::new(test));
-    let conclusion = libtest_mimic::run(&arguments, trials.chain([last]).collect());
+    let conclusion = libtest_mimic::run(&arguments, trials.chain(charon).chain([last]).collect());
     cases::end();
     conclusion.exit();
 }
@@ -90,6 +106,11 @@ fn enter_guest() -> std::io::Error {
     let mut guest = Command::new(script());
     match find() {
         Ok(folder) => drop(guest.env(VARIABLE, folder)),
+        Err(error) if error.lacking().is_some() => {}
+        Err(error) => return std::io::Error::other(error),
+    }
+    match parts() {
+        Ok(folder) => drop(guest.env(PARTS_VARIABLE, folder)),
         Err(error) if error.lacking().is_some() => {}
         Err(error) => return std::io::Error::other(error),
     }

@@ -132,7 +132,8 @@ impl Lab {
     /// # Errors
     /// It cannot be started.
     pub fn start_keymgr_without_keys(&mut self, number: usize) -> Result<()> {
-        write_private(&self.sides[number].folder.join("keymgr.toml"), "")?;
+        let text = format!("[fallback]\nhung_after = {}\n", self.plan.hung_after);
+        write_private(&self.sides[number].folder.join("keymgr.toml"), &text)?;
         self.start_keymgr(number)
     }
 
