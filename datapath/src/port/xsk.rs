@@ -19,6 +19,7 @@ use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use xsk_rs::config::{
@@ -154,16 +155,26 @@ impl Descriptors {
         Ok(new)
     }
 
+    /// Side by side, as the kernel clears each UMEM's memory, which is most of what a start takes.
     fn new(frames: NonZeroU32, at_headroom: Vec<FrameDesc>) -> Result<Self> {
-        let mut by_distance = Vec::new();
         let mut middle = Some(at_headroom);
-        for headroom in (USER_HEADROOM - REACH..=USER_HEADROOM + REACH).step_by(STEP) {
-            let set = match middle.take_if(|_| headroom == USER_HEADROOM) {
-                Some(set) => set,
-                None => make_umem(frames, headroom)?.1,
-            };
-            by_distance.push(set);
-        }
+        let by_distance = thread::scope(|scope| {
+            let making: Vec<_> = (USER_HEADROOM - REACH..=USER_HEADROOM + REACH)
+                .step_by(STEP)
+                .map(|headroom| {
+                    let there = middle.take_if(|_| headroom == USER_HEADROOM);
+                    scope.spawn(move || match there {
+                        Some(set) => Ok(set),
+                        None => Ok(make_umem(frames, headroom)?.1),
+                    })
+                })
+                .collect();
+            let made = making.into_iter().map(|thread| {
+                let made = thread.join();
+                made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            made.collect::<Result<_>>()
+        })?;
         Ok(Self { by_distance })
     }
 

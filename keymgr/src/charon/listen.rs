@@ -179,9 +179,10 @@ fn try_answer(manager: &Manager, hello: &Hello, request: Request) -> Option<Repl
             };
             // The peer may send under it as soon as we have said that it is there.
             let settled = manager.settle(generation, PATIENCE);
-            let settled = settled.and_then(|()| manager.taken(&added));
-            if let Err(problem) = settled {
-                let text = format!("{}: not taken: {problem}", sa.name);
+            let settled =
+                settled.map_err(|problem| format!("the datapath does not take it: {problem}"));
+            if let Err(problem) = settled.and_then(|()| manager.taken(&added)) {
+                let text = format!("{}: {problem}", sa.name);
                 manager.change(|sources| {
                     let Sources { state, charon, .. } = sources;
                     charon.delete_sa(&sa.name, state);
