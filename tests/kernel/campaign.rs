@@ -1,5 +1,6 @@
 //! The fault campaign with the kernel's IPsec as the peer, and behind Culvert: only a is hurt, and both get new keys.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -45,13 +46,14 @@ pub(crate) fn against_the_kernel(events: usize) -> Result<()> {
     };
     let mut lab = Lab::new(plan)?;
     ensure!(lab.endpoint == "kernel", "the kernel has no Geneve");
-    let xfrm = Xfrm::new(&lab)?;
+    let xfrm = Arc::new(Xfrm::new(&lab)?);
+    let peer = Arc::clone(&xfrm);
     let mut installed = Vec::new();
     let mut keys = Keys::new(
         Cipher::Aes256Gcm16,
         Box::new(move |lab, side, generations, out| match side {
             0 => lab.rekey(0, generations, out),
-            _ => xfrm.change(&mut installed, generations, out, ALGORITHM),
+            _ => peer.change(&mut installed, generations, out, ALGORITHM),
         }),
     )?;
     mount_state(&lab, 0)?;
@@ -71,6 +73,12 @@ pub(crate) fn against_the_kernel(events: usize) -> Result<()> {
         judge,
     };
     let report = campaign.run()?;
+    // Whatever happened, the peer has seen no replay and no forgery.
+    let errors = xfrm.errors()?.into_iter();
+    let errors: Vec<_> = errors
+        .filter(|(name, _)| name.ends_with("SeqError") || name.ends_with("ProtoError"))
+        .collect();
+    ensure!(errors.is_empty(), "the peer counts {errors:?}");
     eprintln!("{}", report.table());
     if let Ok(file) = std::env::var("CULVERT_RECORD") {
         report.write(&file)?;

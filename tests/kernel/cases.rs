@@ -113,9 +113,7 @@ pub(crate) fn all() -> Vec<(String, bool, Test)> {
     for (name, test) in others {
         tests.push((name.to_owned(), false, Box::new(test)));
     }
-    for (name, test) in crate::fallback::all() {
-        tests.push((name, false, test));
-    }
+    tests.extend(crate::fallback::all());
     tests.push((
         "fault_campaign_with_the_kernel_behind".to_owned(),
         false,

@@ -22,8 +22,11 @@ use nix::unistd::Pid;
 use crate::Test;
 use crate::xfrm::{Algorithm, Xfrm};
 
-/// Every test.
-pub(crate) fn all() -> Vec<(String, Test)> {
+/// Of these, others show most.
+const RARE: [&str; 2] = ["ended_in_order", "drained"];
+
+/// Every test, and whether it is run only if all are wanted.
+pub(crate) fn all() -> Vec<(String, bool, Test)> {
     let ways: [(&str, Way, Way); 5] = [
         (
             "killed",
@@ -55,23 +58,27 @@ pub(crate) fn all() -> Vec<(String, Test)> {
             |lab| lab.start_datapath(0),
         ),
     ];
-    let mut tests: Vec<(String, Test)> = Vec::new();
+    let mut tests: Vec<(String, bool, Test)> = Vec::new();
     for (name, away, back) in ways {
         tests.push((
             format!("the_kernel_takes_over_from_a_datapath_that_is_{name}"),
+            RARE.contains(&name),
             Box::new(move || there_and_back(1, away, back)),
         ));
     }
     tests.push((
         "modes_say_who_serves".to_owned(),
+        false,
         Box::new(modes_say_who_serves),
     ));
     tests.push((
         "down_takes_everything_away".to_owned(),
+        false,
         Box::new(down_takes_everything_away),
     ));
     tests.push((
         "many_times_there_and_back".to_owned(),
+        false,
         Box::new(|| {
             // A hundred, where there is time for them.
             let every = std::env::var_os("CULVERT_EVERY_CASE").is_some();
