@@ -7,7 +7,7 @@ use culvert_proto::status::{KeymgrStatus, TunnelStatus};
 use serde::Serialize;
 
 use crate::table::Table;
-use crate::{ask, print, print_json};
+use crate::{ask, print_report};
 
 /// Tunnels that a screen takes.
 const ROWS: usize = 12;
@@ -125,15 +125,7 @@ impl Report {
 
 pub(crate) fn run(way: Way, arguments: &Arguments, run: &Path) -> anyhow::Result<bool> {
     let report = Report::ask(way, run);
-    if arguments.json {
-        print_json(&report)?;
-    } else {
-        print(&report.text())?;
-        for problem in &report.problems {
-            eprintln!("culvert: {problem}");
-        }
-    }
-    Ok(report.problems.is_empty())
+    print_report(&report, arguments.json, &report.text(), &report.problems)
 }
 
 #[cfg(test)]

@@ -113,6 +113,24 @@ fn print(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Prints what came of a command, and on stderr what was wrong with it; whether nothing was.
+fn print_report(
+    report: &impl serde::Serialize,
+    json: bool,
+    text: &str,
+    problems: &[String],
+) -> anyhow::Result<bool> {
+    if json {
+        print_json(report)?;
+    } else {
+        print(text)?;
+        for problem in problems {
+            eprintln!("culvert: {problem}");
+        }
+    }
+    Ok(problems.is_empty())
+}
+
 /// Prints as JSON to stdout.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;

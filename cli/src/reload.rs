@@ -5,7 +5,7 @@ use std::path::Path;
 use culvert_proto::message::Changes;
 use serde::Serialize;
 
-use crate::{ask, print, print_json};
+use crate::{ask, print_report};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -104,15 +104,7 @@ pub(crate) fn summary(changes: &Changes) -> String {
 
 pub(crate) fn run(arguments: &Arguments, run: &Path) -> anyhow::Result<bool> {
     let report = Report::ask(run);
-    if arguments.json {
-        print_json(&report)?;
-    } else {
-        print(&report.text())?;
-        for problem in &report.problems {
-            eprintln!("culvert: {problem}");
-        }
-    }
-    Ok(report.problems.is_empty())
+    print_report(&report, arguments.json, &report.text(), &report.problems)
 }
 
 #[cfg(test)]

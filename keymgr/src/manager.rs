@@ -42,6 +42,14 @@ pub(crate) struct Sources {
     pub(crate) charon: Charon,
 }
 
+impl Sources {
+    /// By whom a policy may be served: its own mode counts, then that of its peers.
+    fn mode_of(&self, selector: &Selector) -> Mode {
+        let own = self.modes.get(selector).copied();
+        own.unwrap_or_else(|| self.fallback.mode_for(&selector.remote))
+    }
+}
+
 /// The key manager.
 #[derive(Debug)]
 pub(crate) struct Manager {
@@ -188,9 +196,7 @@ impl Manager {
         };
         let tunnels = sources.charon.add_to(&mut goal);
         for selector in goal.wanted.policies.keys() {
-            let own = sources.modes.get(selector).copied();
-            let mode = own.unwrap_or_else(|| sources.fallback.mode_for(&selector.remote));
-            goal.hows.entry(selector.clone()).or_default().mode = mode;
+            goal.hows.entry(selector.clone()).or_default().mode = sources.mode_of(selector);
         }
         let generation = self.shared.want(goal, tunnels);
         sources.state.gone_with(generation);
@@ -275,9 +281,22 @@ impl Manager {
         let (modes, fallback) = (config.modes.clone(), config.fallback.clone());
         let Sources { state, file, .. } = &mut *sources;
         let next = state.give(config, file)?;
-        let (_, changes) = file.update_to(&next);
-        *file = next;
+        let (_, mut changes) = file.update_to(&next);
+        let before = std::mem::replace(file, next);
+        let modes_before: Vec<Mode> = before
+            .policies
+            .keys()
+            .map(|selector| sources.mode_of(selector))
+            .collect();
         self.set_modes(&mut sources, modes, fallback);
+        // A policy that is the same but for its mode has changed, too.
+        let policies = before.policies.iter().zip(modes_before);
+        changes.policies_changed += policies
+            .filter(|((selector, policy), mode)| {
+                sources.file.policies.get(*selector) == Some(*policy)
+                    && sources.mode_of(selector) != *mode
+            })
+            .count();
         let generation = self.publish(&mut sources);
         drop(sources);
         self.loaded(changes, None);

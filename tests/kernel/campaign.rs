@@ -8,9 +8,11 @@ use culvert_proto::sa::Cipher;
 use culvert_tests::campaign::events::Kind;
 use culvert_tests::campaign::judge::Judge;
 use culvert_tests::campaign::keys::Keys;
+use culvert_tests::campaign::settings::Settings;
 use culvert_tests::campaign::{Campaign, mount_state};
-use culvert_tests::lab::{Lab, Plan};
+use culvert_tests::lab::Lab;
 
+use crate::fallback::plan;
 use crate::xfrm::{Algorithm, Xfrm};
 
 /// Longest time until traffic flows again, on emulated CPUs that start five processes a second.
@@ -24,27 +26,10 @@ const ALGORITHM: Algorithm = Algorithm {
     icv_bits: 128,
 };
 
-/// How much happens: little, as an event takes its time here, unless every case is wanted.
-pub(crate) fn events() -> Result<usize> {
-    if let Ok(text) = std::env::var("CULVERT_CAMPAIGN_EVENTS") {
-        return Ok(text.parse()?);
-    }
-    let every = std::env::var_os("CULVERT_EVERY_CASE").is_some();
-    Ok(if every { 30 } else { 3 })
-}
-
-pub(crate) fn against_the_kernel(events: usize) -> Result<()> {
-    let seed = match std::env::var("CULVERT_CAMPAIGN_SEED") {
-        Ok(text) => text.parse()?,
-        Err(_) => std::process::id().into(),
-    };
-    eprintln!("fault_campaign_with_the_kernel_behind: seed {seed}, {events} events");
-    // On emulated CPUs hearts beat slowly.
-    let plan = Plan {
-        hung_after: 1000,
-        ..Plan::default()
-    };
-    let mut lab = Lab::new(plan)?;
+pub(crate) fn against_the_kernel() -> Result<()> {
+    // Little, as an event takes its time here, unless every case is wanted.
+    let settings = Settings::read("fault_campaign_with_the_kernel_behind", 3, 30)?;
+    let mut lab = Lab::new(plan())?;
     ensure!(lab.endpoint == "kernel", "the kernel has no Geneve");
     let xfrm = Arc::new(Xfrm::new(&lab)?);
     let peer = Arc::clone(&xfrm);
@@ -63,8 +48,8 @@ pub(crate) fn against_the_kernel(events: usize) -> Result<()> {
     let judge = Judge::start(&lab)?;
     let campaign = Campaign {
         lab: &mut lab,
-        seed,
-        events,
+        seed: settings.seed,
+        events: settings.events,
         kinds: &Kind::ALL,
         sides: &[0],
         rate: RATE,
@@ -79,9 +64,5 @@ pub(crate) fn against_the_kernel(events: usize) -> Result<()> {
         .filter(|(name, _)| name.ends_with("SeqError") || name.ends_with("ProtoError"))
         .collect();
     ensure!(errors.is_empty(), "the peer counts {errors:?}");
-    eprintln!("{}", report.table());
-    if let Ok(file) = std::env::var("CULVERT_RECORD") {
-        report.write(&file)?;
-    }
-    Ok(())
+    settings.keep(&report)
 }

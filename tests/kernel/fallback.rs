@@ -72,6 +72,11 @@ pub(crate) fn all() -> Vec<(String, bool, Test)> {
         Box::new(modes_say_who_serves),
     ));
     tests.push((
+        "without_a_datapath_the_kernel_serves".to_owned(),
+        false,
+        Box::new(without_a_datapath_the_kernel_serves),
+    ));
+    tests.push((
         "down_takes_everything_away".to_owned(),
         false,
         Box::new(down_takes_everything_away),
@@ -143,6 +148,32 @@ fn set_mode(lab: &Lab, mode: &str) -> Result<()> {
     command(lab, "reload")
 }
 
+/// As on a NIC without AF_XDP: no datapath, no eBPF, and the key manager alone.
+fn without_a_datapath_the_kernel_serves() -> Result<()> {
+    let mut lab = Lab::new(plan())?;
+    let xfrm = Xfrm::new(&lab)?;
+    let keys = Generation::new(CIPHER, SPIS)?;
+    xfrm.install(&keys, ALGORITHM, 0)?;
+    lab.write_keys(0, &[&keys], 0)?;
+    lab.start_keymgr(0)?;
+    served_by(&lab, Place::Kernel, Instant::now())?;
+    take_counts(&lab.underlay)?;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let ping = ping_between(&lab.sides[from], &lab.sides[to], 3, 10)?;
+        ensure!(ping.received == 3, "{ping:?}");
+    }
+    // What has no SA any more is dropped by the kernel's policies, whoever lives.
+    lab.kill_keymgr(0)?;
+    lab.sides[0].namespace.ip("xfrm state flush")?;
+    let ping = ping_between(&lab.sides[0], &lab.sides[1], 3, 1)?;
+    let counts = take_counts(&lab.underlay)?;
+    ensure!(
+        ping.received == 0 && counts.plaintext_geneve.packets == 0 && counts.esp.packets == 12,
+        "{ping:?}, {counts:?}"
+    );
+    Ok(())
+}
+
 /// Everything away on purpose: then, and only then, Geneve is in clear.
 fn down_takes_everything_away() -> Result<()> {
     let (mut lab, _xfrm) = pair()?;
@@ -187,14 +218,17 @@ const ALGORITHM: Algorithm = Algorithm {
     icv_bits: 128,
 };
 
-/// Culvert on a and the kernel on b.
-fn pair() -> Result<(Lab, Xfrm)> {
-    // On emulated CPUs that others use, too, hearts beat slowly.
-    let plan = Plan {
+/// On emulated CPUs that others use, too, hearts beat slowly.
+pub(crate) fn plan() -> Plan {
+    Plan {
         hung_after: 1000,
         ..Plan::default()
-    };
-    let mut lab = Lab::new(plan)?;
+    }
+}
+
+/// Culvert on a and the kernel on b.
+fn pair() -> Result<(Lab, Xfrm)> {
+    let mut lab = Lab::new(plan())?;
     ensure!(lab.endpoint == "kernel", "the kernel has no Geneve");
     let xfrm = Xfrm::new(&lab)?;
     let keys = Generation::new(CIPHER, SPIS)?;

@@ -4,23 +4,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use culvert_proto::policy::Place;
+use culvert_proto::sa::{Action, Spi};
 use culvert_tests::charon::Kind;
 use culvert_tests::ike::{CHILDREN, Connection};
-use culvert_tests::lab::Plan;
 use culvert_tests::load::ping_between;
 use culvert_tests::negotiated::Negotiated;
 use culvert_tests::netns::wait_for;
 use culvert_tests::wire::take_counts;
 
+use crate::fallback::plan;
+
 /// Longest time until something has happened, on emulated CPUs.
 const LIMIT: Duration = Duration::from_mins(1);
-
-fn plan() -> Plan {
-    Plan {
-        hung_after: 1000,
-        ..Plan::default()
-    }
-}
 
 fn served_by(net: &Negotiated, number: usize, place: Place) -> Result<()> {
     let side = &net.lab.sides[number];
@@ -102,7 +97,28 @@ pub(crate) fn rekeyed_in_the_kernel() -> Result<()> {
     .with_context(|| net.logs(0))?;
     println!("rekeyed after {:?}", began.elapsed());
     pings(&net)?;
+    let with_kernel = spis()?;
     net.lab.start_datapath(0)?;
     served_by(&net, 0, Place::Culvert)?;
+    pings(&net)?;
+    // What both have sealed under is not used for long.
+    let before = spis_of(&net)?;
+    ensure!(!before.is_empty(), "no SA");
+    wait_for(
+        "other SAs than those that were with the kernel",
+        LIMIT,
+        || spis_of(&net).is_ok_and(|now| now.iter().all(|spi| !with_kernel.contains(spi))),
+    )
+    .with_context(|| net.logs(0))?;
     pings(&net)
+}
+
+/// The outbound SAs that policies name.
+fn spis_of(net: &Negotiated) -> Result<Vec<Spi>> {
+    let policies = net.lab.sides[0].datapath_status()?.policies;
+    let named = policies.iter().filter_map(|policy| match &policy.action {
+        Action::Protect { outbound, .. } => outbound.map(|sa| sa.spi),
+        _ => None,
+    });
+    Ok(named.collect())
 }

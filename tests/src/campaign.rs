@@ -3,7 +3,7 @@
 //!
 //! [`events`] is what happens, which a seed stands for; [`harm`] does it, with [`scarce`] for what runs out; [`keys`] are changed
 //! in between; [`load`] is the traffic; [`judge`] looks at every packet on the wire, and keeps [`numbers`]; [`record`] says how
-//! long it took. What serves a side beside Culvert does not matter: that traffic flows again is all that counts.
+//! long it took; [`settings`] are the environment's. What serves a side beside Culvert does not matter: that traffic flows again is all that counts.
 
 pub mod events;
 mod harm;
@@ -13,6 +13,7 @@ pub mod load;
 pub mod numbers;
 pub mod record;
 mod scarce;
+pub mod settings;
 
 use std::time::Duration;
 

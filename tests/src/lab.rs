@@ -181,7 +181,11 @@ impl Lab {
         self.start_keymgr(number)
     }
 
-    fn write_keys(&self, number: usize, generations: &[&Generation], out: usize) -> Result<()> {
+    /// Writes the file of a side's key manager: see [`keymgr_config`].
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_keys(&self, number: usize, generations: &[&Generation], out: usize) -> Result<()> {
         let mut text = keymgr_config(number, self.outer(), generations, out)?;
         text += &format!("[fallback]\nhung_after = {}\n", self.plan.hung_after);
         write_private(&self.sides[number].folder.join("keymgr.toml"), &text)

@@ -1,20 +1,22 @@
 //! The socket: framing, descriptors, and who may speak.
 
-use std::fs;
-use std::io::{self, IoSlice, IoSliceMut, Read};
+mod listener;
+mod lock;
+
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
+pub use self::listener::Listener;
+pub use self::lock::{Lock, LockError, make_directory};
 use crate::message::{DatapathReply, DatapathRequest, Hello, KeymgrReply, KeymgrRequest};
 use crate::{MAX_MESSAGE, VERSION};
 
@@ -409,162 +411,6 @@ fn same_version(hello: Option<&Hello>) -> Result<(), ChannelError> {
             theirs: hello.program.clone(),
             their_version: hello.version,
         }),
-    }
-}
-
-/// A socket that is listened on: mode 0600 from its first moment.
-#[derive(Debug)]
-pub struct Listener {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Listener {
-    /// Binds `path`, in place of what a dead process left there: the caller holds the [`Lock`], so nobody
-    /// alive listens on it.
-    ///
-    /// # Errors
-    /// It cannot be bound.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        // Bound under a name that nobody connects to, then renamed: it is never there with a wider mode.
-        let hidden = path.with_extension("new");
-        for stale in [&hidden, path] {
-            match fs::remove_file(stale) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        let listener = UnixListener::bind(&hidden)?;
-        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
-        fs::rename(&hidden, path)?;
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-        })
-    }
-
-    /// The next connection.
-    ///
-    /// # Errors
-    /// The kernel has none, or the peer is not root.
-    pub fn accept(&self) -> Result<Channel, ChannelError> {
-        Channel::new(self.accept_stream()?)
-    }
-
-    /// The next connection, for another protocol than this one.
-    ///
-    /// # Errors
-    /// As [`Listener::accept`].
-    pub fn accept_stream(&self) -> Result<UnixStream, ChannelError> {
-        let (stream, _) = self.listener.accept()?;
-        check_peer(&stream)?;
-        Ok(stream)
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Makes a directory that only root can write to, or takes the one that is there.
-///
-/// # Errors
-/// It cannot be made, or others can write to the one that is there.
-pub fn make_directory(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)?;
-    // Whoever can write to it can put a socket or a region of his own there.
-    let metadata = fs::metadata(path)?;
-    let path = path.display();
-    if metadata.uid() != nix::unistd::geteuid().as_raw() {
-        return Err(io::Error::other(format!(
-            "it belongs to user {}; chown root {path}",
-            metadata.uid()
-        )));
-    }
-    if metadata.mode() & 0o022 != 0 {
-        return Err(io::Error::other(format!(
-            "others can write to it; chmod go-w {path}"
-        )));
-    }
-    Ok(())
-}
-
-/// The right to be the only one of a program in a run directory. Kept until dropped, or the process ends.
-#[derive(Debug)]
-pub struct Lock {
-    _file: Flock<fs::File>,
-}
-
-/// Somebody else has the lock, or it cannot be taken.
-#[derive(Debug, thiserror::Error)]
-pub enum LockError {
-    /// It runs already.
-    #[error("{program} is running already{}", .pid.as_ref().map(|pid| format!(" (process {pid})")).unwrap_or_default())]
-    Held {
-        /// Which program.
-        program: String,
-        /// Its process id, if it says.
-        pid: Option<String>,
-    },
-    /// No lock file.
-    #[error("cannot lock {path}: {source}")]
-    Io {
-        /// The lock file.
-        path: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
-    },
-}
-
-impl Lock {
-    /// Takes the lock of `program` in `directory`.
-    ///
-    /// # Errors
-    /// Another process has it.
-    pub fn take(directory: &Path, program: &str) -> Result<Self, LockError> {
-        let path = directory.join(format!("{program}.lock"));
-        let failed = |source| LockError::Io {
-            path: path.clone(),
-            source,
-        };
-        let file = fs::File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => {
-                file.set_len(0).map_err(failed)?;
-                io::Write::write_all(&mut &*file, std::process::id().to_string().as_bytes())
-                    .map_err(failed)?;
-                Ok(Self { _file: file })
-            }
-            Err((mut file, nix::Error::EWOULDBLOCK)) => {
-                let mut pid = String::new();
-                let read = file.read_to_string(&mut pid).is_ok_and(|count| count > 0);
-                Err(LockError::Held {
-                    program: program.to_owned(),
-                    pid: read.then_some(pid),
-                })
-            }
-            Err((_, error)) => Err(failed(error.into())),
-        }
     }
 }
 

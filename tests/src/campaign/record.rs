@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::events::{Event, Kind};
 use super::load::{Recovery, Totals};
@@ -112,11 +112,11 @@ impl Report {
         text
     }
 
-    /// Writes the record.
+    /// The record.
     ///
     /// # Errors
-    /// It cannot be written.
-    pub fn write(&self, file: &str) -> Result<()> {
+    /// This machine does not say what it is.
+    pub fn record(&self) -> Result<Value> {
         let said = |program: &str, arguments: &[&str]| {
             let text = run(Command::new(program)
                 .args(arguments)
@@ -141,7 +141,7 @@ impl Report {
                 })
             })
             .collect();
-        let record = json!({
+        Ok(json!({
             "commit": said("git", &["describe", "--always", "--dirty"]),
             "cpu": cpu,
             "cores": std::thread::available_parallelism()?.get(),
@@ -157,9 +157,7 @@ impl Report {
             "tcp_anew": self.totals.tcp_anew,
             "summary": self.rows(),
             "raw": raw,
-        });
-        std::fs::write(file, format!("{record:#}\n"))?;
-        Ok(())
+        }))
     }
 }
 

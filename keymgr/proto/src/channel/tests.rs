@@ -1,6 +1,8 @@
 use super::*;
 use crate::message::Update;
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 
 fn pair() -> (Channel, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
