@@ -13,7 +13,7 @@
 //! The daemons that Culvert works with are on the hypervisors as they are on real ones: [`hypervisor`] gives each its own
 //! files, [`charon`] is strongSwan, [`ike`] its connections, with [`certificates`], [`ovs`] is Open vSwitch;
 //! [`negotiated`] is the lab with strongSwan, [`switched`] with both. [`systemd`] starts Culvert's daemons on a host that
-//! has no namespaces.
+//! has no namespaces. [`record`] is what is kept of measurements.
 
 pub mod campaign;
 pub mod certificates;
@@ -28,6 +28,7 @@ pub mod load;
 pub mod negotiated;
 pub mod netns;
 pub mod ovs;
+pub mod record;
 pub mod settings;
 pub mod switched;
 pub mod systemd;

@@ -1,0 +1,3 @@
+//! `culvert-bench`: see [`culvert_bench`].
+
+fn main() {}

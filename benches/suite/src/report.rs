@@ -1,0 +1,1 @@
+//! What people look at: tables, charts and a page, made from the records alone.

@@ -1,0 +1,289 @@
+//! What is kept of a run: one file in `bench-results/`, which has everything that the report is made of.
+//!
+//! Nothing is summed up here: a record has every round, and whoever reads it takes the median. `schema.json` beside the
+//! records is made from these types.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Version of the records' shape.
+pub const SCHEMA: u32 = 1;
+
+/// One run of one part of the suite.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Version of this shape: [`SCHEMA`].
+    pub schema: u32,
+    /// Day of the run, as in 2026-11-28.
+    pub date: String,
+    /// Commit, as `git describe --always --dirty` has it.
+    pub commit: String,
+    /// Whether the run came to its end. If not, it was interrupted, and what is there is what was measured until then.
+    pub complete: bool,
+    /// The machine.
+    pub host: Host,
+    /// The commands that repeat it.
+    pub commands: Vec<String>,
+    /// What was measured.
+    pub results: Results,
+}
+
+/// A machine.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Short name of its kind, as in a record's file name: `amd-epyc-2`, `guest`.
+    pub class: String,
+    /// Model of the CPU.
+    pub cpu: String,
+    /// CPU features that ciphers use, of those that it has.
+    pub features: Vec<String>,
+    /// Number of cores.
+    pub cores: u32,
+    /// Frequency of its time stamp counter in 10^9 a second, which clocks are counted by; if known.
+    pub tsc_ghz: Option<f64>,
+    /// Kernel: `uname -sr`.
+    pub kernel: String,
+    /// Compiler.
+    pub rustc: String,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Results {
+    /// Pieces of the packet's way in memory: times and clocks.
+    Micro(Micro),
+    /// Throughput, CPU and latency beside other ways of protecting the same tunnel.
+    Iperf(Iperf),
+    /// More SAs, more workers.
+    Scale(Scale),
+    /// The fault campaign.
+    Faults(Faults),
+}
+
+/// Pieces in memory.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Micro {
+    /// By criterion.
+    pub times: Vec<Time>,
+    /// By the time stamp counter.
+    pub clocks: Vec<Clocks>,
+}
+
+/// One of criterion's benchmarks.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Time {
+    /// Its name: `seal/aes256gcm16/aws-lc-rs/esp/1400`.
+    pub id: String,
+    /// Median of a packet in nanoseconds, each pass.
+    pub ns: Vec<f64>,
+}
+
+/// Clocks that a packet takes.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Clocks {
+    /// What: `aead/seal`, `aead/open`, `pipeline/out`, `pipeline/in`.
+    pub what: String,
+    /// Cipher: `aes256gcm16`.
+    pub cipher: String,
+    /// Backend of the cipher: `aws-lc-rs`.
+    pub backend: String,
+    /// Bytes of the payload.
+    pub bytes: u32,
+    /// Packets that are worked on together.
+    pub batch: u32,
+    /// Best of many.
+    pub best: f64,
+    /// Median.
+    pub median: f64,
+    /// Best of the bare cipher on a text of the same length in the same run.
+    pub bare: Option<f64>,
+}
+
+/// Where a run took place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// Two hypervisors as namespaces of one machine.
+    Namespaces,
+    /// The same in a guest whose CPU is emulated, with its clock driven by instructions.
+    Guest,
+    /// Two machines.
+    Remote,
+}
+
+/// Throughput, CPU and latency.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Iperf {
+    /// Where.
+    pub place: Place,
+    /// The other machine, if there is one.
+    pub peer: Option<Host>,
+    /// The underlay.
+    pub wire: Wire,
+    /// Seconds of each run.
+    pub seconds: u32,
+    /// What was not measured, and why: `wireguard-go: there is no wireguard-go`.
+    pub left_out: Vec<String>,
+    /// What was.
+    pub series: Vec<Series>,
+}
+
+/// The underlay.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Wire {
+    /// Driver of the NIC.
+    pub driver: String,
+    /// Its speed in Mbit/s, if it says so.
+    pub speed: Option<u32>,
+    /// XDP mode: `native` or `generic`.
+    pub xdp: String,
+    /// AF_XDP mode: `copy` or `zero-copy`.
+    pub af_xdp: String,
+    /// MTU.
+    pub mtu: u32,
+    /// MTU of the tunnel's inner side.
+    pub inner_mtu: u32,
+    /// What makes Geneve: `kernel` or `fixture`.
+    pub geneve: String,
+}
+
+/// One side under one load: the rounds of it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Series {
+    /// Who protects: `plain` (nobody), `null` (Culvert's steering and forwarding without ESP), `culvert`, `kernel-xfrm`,
+    /// `strongswan-libipsec`, `wireguard-go`, `boringtun`.
+    pub side: String,
+    /// Cipher, where there is one.
+    pub cipher: Option<String>,
+    /// Load: `tcp-85k` (one stream, window of 85 KB), `tcp`, `tcp-4` (four streams), `udp-64`, `udp-512`, `udp-1400` (bytes
+    /// of payload, at the highest rate that loses no more than 0.1 %).
+    pub load: String,
+    /// Each round.
+    pub rounds: Vec<Round>,
+}
+
+/// One run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Round {
+    /// Payload that arrived, in 10^9 bits a second.
+    pub gbit_per_s: f64,
+    /// Packets of payload that arrived, in 10^6 a second; of UDP.
+    pub mpps: Option<f64>,
+    /// Segments that TCP sent again.
+    pub retransmits: Option<u64>,
+    /// UDP that did not arrive, in percent.
+    pub lost_percent: Option<f64>,
+    /// Cores that each party kept busy, on average: `worker a`, `worker b`, `iperf3 a`, `iperf3 b`, `machine` (all of it,
+    /// kernel and interrupts included).
+    pub cores: BTreeMap<String, f64>,
+    /// Round trips under that load.
+    pub latency: Option<Latency>,
+    /// What was on the wire.
+    pub wire: OnWire,
+    /// In an emulated guest: instructions of the whole guest for a byte of payload.
+    pub instructions_per_byte: Option<f64>,
+}
+
+/// Round trips in microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Latency {
+    /// Probes sent.
+    pub sent: u32,
+    /// Probes that came back.
+    pub received: u32,
+    /// Median.
+    pub p50: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// 99.9th percentile.
+    pub p999: f64,
+}
+
+/// Packets on the wire, counted in the middle of it; on two machines, by the NIC's own end.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OnWire {
+    /// ESP, also in UDP.
+    pub esp: u64,
+    /// Geneve in clear.
+    pub geneve: u64,
+    /// Anything else: other tunnels.
+    pub other: u64,
+}
+
+/// More SAs, more workers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// Cipher.
+    pub cipher: String,
+    /// Each point.
+    pub points: Vec<Point>,
+}
+
+/// One number of SAs and workers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Point {
+    /// Outbound SAs, and as many inbound, on each side; all of them are used in turn.
+    pub sas: u32,
+    /// Workers on each side.
+    pub workers: u32,
+    /// Sealed packets that arrived, in 10^6 a second, each round.
+    pub mpps: Vec<f64>,
+    /// TCP payload over one SA while the others are there, in 10^9 bits a second, each round.
+    pub gbit_per_s: Vec<f64>,
+    /// Resident memory of the datapath of one side in MiB.
+    pub datapath_mib: f64,
+    /// Resident memory of the key manager of one side in MiB.
+    pub keymgr_mib: f64,
+    /// Seconds from the key manager's start until the datapath has all of them.
+    pub filled_in_s: f64,
+    /// CPU of a datapath with nothing to do, in percent of a core.
+    pub idle_percent: f64,
+}
+
+/// The fault campaign: how long nothing came after each event.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Faults {
+    /// Seed that stands for all that happened.
+    pub seed: u64,
+    /// Packets of ESP that were looked at.
+    pub esp_packets: u64,
+    /// What the peer counted: name and number.
+    pub peer: BTreeMap<String, u64>,
+    /// Each event.
+    pub events: Vec<Fault>,
+}
+
+/// One event.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// What was done.
+    pub kind: String,
+    /// To which side: a or b.
+    pub side: String,
+    /// How long it lasted, in milliseconds.
+    pub length_ms: f64,
+    /// Longest time without a numbered UDP packet, in milliseconds.
+    pub gap_ms: f64,
+    /// From the event to the next numbered packet, in milliseconds.
+    pub udp_ms: Option<f64>,
+    /// From the event to the next progress of TCP, in milliseconds.
+    pub tcp_ms: Option<f64>,
+}
