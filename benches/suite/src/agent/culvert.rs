@@ -1,0 +1,185 @@
+//! Culvert's daemons. Secrets: of each SA in turn, the keys from side 0 to side 1 and back.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
+use culvert_tests::keys::write_private;
+use culvert_tests::lab::{datapath_status, keymgr_status};
+use culvert_tests::netns::{Home, run, wait_for};
+
+use super::usage::{Usage, memory};
+use super::{Setup, own_program, tunnel};
+use crate::way::Way;
+
+/// The host port's outer end.
+pub(super) const HOST_PORT: &str = "cvhost0";
+/// First SPIs from side 0 to side 1, and back.
+const SPIS: [u32; 2] = [0x0100_0000, 0x0200_0000];
+/// Time for a daemon to come up, and for ten thousand SAs, on emulated CPUs too.
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// The daemons of this side. They end with this, and what they left of eBPF is removed.
+pub(super) struct Culvert {
+    folder: PathBuf,
+    datapath: Child,
+    keymgr: Child,
+    started: Instant,
+    filled: Option<f64>,
+}
+
+impl Culvert {
+    /// Starts them.
+    pub(super) fn start(setup: &Setup, home: &Home) -> Result<Self> {
+        let folder = home.path();
+        let mut settings = format!(
+            "wire = \"{}\"\nhost_port = \"{HOST_PORT}\"\npins = \"{}\"\n",
+            setup.wire,
+            folder.join("bpf").display()
+        );
+        if !setup.cores.is_empty() {
+            let _ = writeln!(
+                settings,
+                "workers = {}\ncores = {:?}",
+                setup.cores.len(),
+                setup.cores
+            );
+        }
+        std::fs::write(folder.join("datapath.toml"), settings)?;
+        write_private(&folder.join("keymgr.toml"), &keys(setup)?)?;
+        let mut datapath = Command::new(own_program("culvert-datapath")?);
+        datapath.arg("--config").arg(folder.join("datapath.toml"));
+        datapath.arg("--run-dir").arg(&folder);
+        let log = folder.join("datapath.log");
+        let mut datapath = home.spawn(datapath, &log)?;
+        let socket = folder.join(DATAPATH_SOCKET);
+        wait_for("culvert-datapath", LIMIT, || {
+            socket.exists() || matches!(datapath.try_wait(), Ok(Some(_)))
+        })?;
+        if let Some(status) = datapath.try_wait()? {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            bail!("culvert-datapath: {status}: {text}");
+        }
+        let mut keymgr = Command::new(own_program("culvert-keymgr")?);
+        for (option, name) in [
+            ("--config", "keymgr.toml"),
+            ("--run-dir", ""),
+            ("--state-dir", "state"),
+            ("--bridge", "charon.culvert"),
+            ("--pins", "bpf"),
+        ] {
+            keymgr.arg(option).arg(folder.join(name));
+        }
+        let started = Instant::now();
+        let keymgr = home.spawn(keymgr, &folder.join("keymgr.log"))?;
+        Ok(Self {
+            folder,
+            datapath,
+            keymgr,
+            started,
+            filled: None,
+        })
+    }
+
+    /// Waits until the datapath has all that it is to have.
+    pub(super) fn wait(&mut self) -> Result<()> {
+        let filled = wait_for("the datapath to be filled", LIMIT, || {
+            self.folder.join(KEYMGR_SOCKET).exists()
+                && keymgr_status(&self.folder).is_ok_and(|status| status.datapath_in_sync)
+        });
+        filled.with_context(|| {
+            let log = self.folder.join("keymgr.log");
+            std::fs::read_to_string(log).unwrap_or_default()
+        })?;
+        self.filled
+            .get_or_insert(self.started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Adds what they have used up, and how the ports are bound.
+    pub(super) fn usage(&self, usage: &mut Usage) -> Result<()> {
+        let status = datapath_status(&self.folder)?;
+        for worker in &status.workers {
+            let name = match status.workers.len() {
+                1 => "worker".to_owned(),
+                _ => format!("worker {}", worker.id),
+            };
+            usage.seconds.insert(name, worker.cpu_seconds);
+        }
+        usage.process("datapath", self.datapath.id())?;
+        usage.sealed = Some(status.workers.iter().map(|worker| worker.sealed).sum());
+        usage.datapath_mib = memory(self.datapath.id())?;
+        usage.keymgr_mib = memory(self.keymgr.id())?;
+        usage.filled_in = self.filled;
+        usage.aead = status.aead;
+        for port in status.ports.iter().filter(|port| port.role == "wire") {
+            usage.xdp.clone_from(&port.xdp);
+            usage.af_xdp.clone_from(&port.af_xdp);
+        }
+        usage.drops = status.drops.into_iter().filter(|(_, n)| *n > 0).collect();
+        Ok(())
+    }
+}
+
+impl Drop for Culvert {
+    fn drop(&mut self) {
+        for child in [&mut self.keymgr, &mut self.datapath] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let Ok(program) = own_program("culvert-datapath") else {
+            return;
+        };
+        let mut remove = Command::new(program);
+        remove
+            .arg("--config")
+            .arg(self.folder.join("datapath.toml"));
+        remove.arg("--run-dir").arg(&self.folder).arg("--remove");
+        if let Err(error) = run(&mut remove) {
+            eprintln!("culvert-bench: {error:#}");
+        }
+    }
+}
+
+/// The key manager's file.
+fn keys(setup: &Setup) -> Result<String> {
+    let [local, remote] = setup.ends();
+    let mut text = String::from("[fallback]\nmode = \"culvert-only\"\n");
+    let ends = format!("local = \"{local}\"\nremote = \"{remote}\"\n");
+    if setup.way == Way::Null {
+        // What is guarded passes by the workers, also what a policy lets go in clear.
+        write!(
+            text,
+            "[[policy]]\n{ends}vni = [{}]\naction = \"bypass\"\n[[policy]]\n{ends}action = \"discard\"\n",
+            tunnel::VNI
+        )?;
+        return Ok(text);
+    }
+    let cipher = setup.cipher()?;
+    for (number, pair) in (0_u32..).zip(setup.secrets.chunks_exact(2)) {
+        for (way, key) in pair.iter().enumerate() {
+            write!(
+                text,
+                "[[sa]]\ndirection = \"{}\"\nspi = {}\nsource = \"{}\"\ndestination = \"{}\"\n\
+                 cipher = \"{cipher}\"\nkey = \"{key}\"\n",
+                if way == setup.number { "out" } else { "in" },
+                SPIS[way] + number,
+                setup.outer[way],
+                setup.outer[1 - way],
+            )?;
+        }
+        write!(
+            text,
+            "[[policy]]\n{ends}out = {}\nin = [{}]\n",
+            SPIS[setup.number] + number,
+            SPIS[1 - setup.number] + number
+        )?;
+        if setup.sas > 0 {
+            writeln!(text, "vni = [{number}]")?;
+        }
+    }
+    Ok(text)
+}

@@ -1,0 +1,188 @@
+//! Pieces in memory: criterion's benches of this source tree, and the clocks that they print.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use culvert_tests::record::{Clocks, Host, Micro, Record, Results, Time};
+use serde_json::Value;
+
+use super::Stop;
+use super::collect::record;
+
+/// The benches.
+const BENCHES: [&str; 5] = ["aead", "esp", "pipeline", "replay", "spd"];
+
+/// Runs them `passes` times.
+///
+/// # Errors
+/// This is not run in the source tree, or one of them fails.
+pub fn measure(passes: u32, stop: &Stop) -> Result<Record> {
+    ensure!(
+        Path::new("benches/Cargo.toml").exists(),
+        "the benches are compiled when they are run: go to the source tree, and run ./dev bench micro"
+    );
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let (mut times, mut clocks) = (BTreeMap::new(), Vec::new());
+    let mut complete = true;
+    'passes: for pass in 1..=passes {
+        for bench in BENCHES {
+            if stop.is_set() {
+                complete = false;
+                break 'passes;
+            }
+            eprintln!("pass {pass} of {passes}: {bench}");
+            let _ = fs::remove_dir_all(target.join("criterion"));
+            let output = cargo(bench).stderr(Stdio::inherit()).output()?;
+            if stop.is_set() {
+                complete = false;
+                break 'passes;
+            }
+            ensure!(output.status.success(), "bench {bench}: {}", output.status);
+            let text = String::from_utf8_lossy(&output.stdout);
+            clocks.extend(text.lines().filter_map(parse));
+            read(&target.join("criterion"), &mut times)?;
+        }
+    }
+    ensure!(!times.is_empty(), "nothing was measured");
+    let times = times.into_iter().map(|(id, ns)| Time { id, ns }).collect();
+    let commands = BENCHES
+        .iter()
+        .map(|bench| format!("cargo bench -p culvert-benches --bench {bench}"));
+    let results = Results::Micro(Micro {
+        times,
+        clocks: best(clocks),
+    });
+    Ok(record(Host::this(), commands.collect(), complete, results))
+}
+
+fn cargo(bench: &str) -> Command {
+    let mut command = Command::new("cargo");
+    command.args([
+        "bench",
+        "--quiet",
+        "-p",
+        "culvert-benches",
+        "--bench",
+        bench,
+    ]);
+    command
+}
+
+/// Adds nanoseconds a packet of each of criterion's benchmarks.
+fn read(folder: &Path, times: &mut BTreeMap<String, Vec<f64>>) -> Result<()> {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name == "new") {
+            let json = |name: &str| -> Result<Value> {
+                Ok(serde_json::from_str(&fs::read_to_string(path.join(name))?)?)
+            };
+            let (benchmark, estimates) = (json("benchmark.json")?, json("estimates.json")?);
+            let id = benchmark["full_id"].as_str().context("full_id")?;
+            let packets = benchmark["throughput"]["Elements"].as_f64().unwrap_or(1.0);
+            let ns = estimates["median"]["point_estimate"]
+                .as_f64()
+                .context("median")?;
+            times.entry(id.to_owned()).or_default().push(ns / packets);
+        } else if path.is_dir() {
+            read(&path, times)?;
+        }
+    }
+    Ok(())
+}
+
+/// A line of the benches: `clocks WHAT/CIPHER/BACKEND/BYTES[/BATCH] best=… median=… [bare_best=…]`, where WHAT may have a slash.
+fn parse(line: &str) -> Option<Clocks> {
+    let mut words = line.strip_prefix("clocks ")?.split_whitespace();
+    let mut id: Vec<&str> = words.next()?.split('/').collect();
+    let values: BTreeMap<&str, f64> = words
+        .filter_map(|word| {
+            let (name, value) = word.split_once('=')?;
+            Some((name, value.parse().ok()?))
+        })
+        .collect();
+    let last: u32 = id.pop()?.parse().ok()?;
+    let (bytes, batch) = match id.last()?.parse() {
+        Ok(bytes) => {
+            id.pop();
+            (bytes, last)
+        }
+        Err(_) => (last, 1),
+    };
+    let (backend, cipher) = (id.pop()?.to_owned(), id.pop()?.to_owned());
+    Some(Clocks {
+        what: id.join("/"),
+        cipher,
+        backend,
+        bytes,
+        batch,
+        best: *values.get("best")?,
+        median: *values.get("median")?,
+        bare: values.get("bare_best").copied(),
+    })
+}
+
+/// Of the passes the best of each, as each pass has the best of many.
+fn best(clocks: Vec<Clocks>) -> Vec<Clocks> {
+    let mut kept: Vec<Clocks> = Vec::new();
+    for one in clocks {
+        let key = |clocks: &Clocks| {
+            let Clocks {
+                what,
+                cipher,
+                backend,
+                bytes,
+                batch,
+                ..
+            } = clocks.clone();
+            (what, cipher, backend, bytes, batch)
+        };
+        match kept.iter_mut().find(|known| key(known) == key(&one)) {
+            Some(known) => {
+                known.best = known.best.min(one.best);
+                known.median = known.median.min(one.median);
+                known.bare = known.bare.zip(one.bare).map(|(a, b)| a.min(b));
+            }
+            None => kept.push(one),
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_benches_are_read() {
+        let line = "clocks pipeline/out/aes256gcm16/aws-lc-rs/1400/256 best=500.5 median=510 bare_best=450 over=50.5";
+        let clocks = parse(line).unwrap();
+        assert_eq!(
+            (clocks.what.as_str(), clocks.bytes, clocks.batch),
+            ("pipeline/out", 1400, 256)
+        );
+        assert_eq!((clocks.best, clocks.bare), (500.5, Some(450.0)));
+        let line = "clocks seal/aes256gcm16/ipsec-mb/64 best=117 median=121";
+        let clocks = parse(line).unwrap();
+        assert_eq!(
+            (clocks.what.as_str(), clocks.backend.as_str()),
+            ("seal", "ipsec-mb")
+        );
+        assert_eq!((clocks.bytes, clocks.batch, clocks.bare), (64, 1, None));
+        assert!(parse("test result: ok").is_none());
+    }
+
+    #[test]
+    fn of_two_passes_the_best_counts() {
+        let line = |best| format!("clocks seal/aes256gcm16/ring/64 best={best} median={best}");
+        let clocks: Vec<_> = [3, 2, 4]
+            .iter()
+            .filter_map(|best| parse(&line(best)))
+            .collect();
+        let best = best(clocks);
+        assert_eq!((best.len(), best[0].best), (1, 2.0));
+    }
+}
