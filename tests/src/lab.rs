@@ -438,7 +438,8 @@ fn inner_mac(number: usize) -> String {
 }
 
 /// The end of a log, for error texts.
-pub(crate) fn tail(log: &Path) -> String {
+#[must_use]
+pub fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let last = lines[lines.len().saturating_sub(20)..].join("\n");

@@ -110,7 +110,7 @@ pub struct Setup {
     pub cipher: Option<String>,
     /// What the way needs in the way of secrets; see its module.
     pub secrets: Vec<String>,
-    /// Number of SAs in each direction, each for a VNI of its own; 0: one for all.
+    /// Number of SAs in each direction, each for a VNI of its own, the first one for that of the tunnel device; 0: one for all.
     pub sas: u32,
     /// Workers, and the cores they are bound to; empty: as Culvert has it by itself.
     pub cores: Vec<usize>,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
 use culvert_tests::keys::write_private;
-use culvert_tests::lab::{datapath_status, keymgr_status};
+use culvert_tests::lab::{datapath_status, keymgr_status, tail};
 use culvert_tests::netns::{Home, run, wait_for};
 
 use super::usage::{Usage, memory};
@@ -60,8 +60,7 @@ impl Culvert {
             socket.exists() || matches!(datapath.try_wait(), Ok(Some(_)))
         })?;
         if let Some(status) = datapath.try_wait()? {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            bail!("culvert-datapath: {status}: {text}");
+            bail!("culvert-datapath: {status}; {}", tail(&log));
         }
         let mut keymgr = Command::new(own_program("culvert-keymgr")?);
         for (option, name) in [
@@ -90,10 +89,7 @@ impl Culvert {
             self.folder.join(KEYMGR_SOCKET).exists()
                 && keymgr_status(&self.folder).is_ok_and(|status| status.datapath_in_sync)
         });
-        filled.with_context(|| {
-            let log = self.folder.join("keymgr.log");
-            std::fs::read_to_string(log).unwrap_or_default()
-        })?;
+        filled.with_context(|| tail(&self.folder.join("keymgr.log")))?;
         self.filled
             .get_or_insert(self.started.elapsed().as_secs_f64());
         Ok(())
@@ -178,7 +174,7 @@ fn keys(setup: &Setup) -> Result<String> {
             SPIS[1 - setup.number] + number
         )?;
         if setup.sas > 0 {
-            writeln!(text, "vni = [{number}]")?;
+            writeln!(text, "vni = [{}]", tunnel::VNI + number)?;
         }
     }
     Ok(text)

@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
+use super::tunnel::VNI;
+
 /// Geneve's UDP port.
 const PORT: u16 = 6081;
 /// Length of Geneve's header.
@@ -26,7 +28,7 @@ pub struct Flood {
     pub from: std::net::IpAddr,
     /// To where.
     pub to: std::net::IpAddr,
-    /// VNIs, from 0, one after the other.
+    /// Number of VNIs, from that of the tunnel device on, one after the other.
     pub vnis: u32,
     /// Length of the UDP payload.
     pub bytes: usize,
@@ -45,7 +47,7 @@ pub(super) fn flood(flood: &Flood) -> Result<u64> {
     let (mut sent, mut vni) = (0, 0_u32);
     while Instant::now() < end {
         for _ in 0..BURST {
-            let [_, high, middle, low] = vni.to_be_bytes();
+            let [_, high, middle, low] = (VNI + vni).to_be_bytes();
             packet[4..7].copy_from_slice(&[high, middle, low]);
             vni = (vni + 1) % flood.vnis.max(1);
             // A full queue is no error: who sends as fast as it gets, loses.

@@ -86,7 +86,6 @@ fn point(options: &Options, stop: &Stop, sas: u32, workers: u32) -> Result<Point
 
 fn setup(options: &Options, stage: &mut Stage, point: &Point, bare: bool) -> Result<Setup> {
     let hello = stage.hello()?;
-    let cores = std::thread::available_parallelism()?.get();
     Ok(Setup {
         number: 0,
         wire: String::new(),
@@ -95,11 +94,8 @@ fn setup(options: &Options, stage: &mut Stage, point: &Point, bare: bool) -> Res
         way: Way::Culvert,
         cipher: Some(options.cipher.clone()),
         secrets: secrets(Way::Culvert, Some(&options.cipher), point.sas)?,
-        // One SA, for all: the tunnel device has a VNI of its own.
-        sas: if bare { point.sas } else { 0 },
-        cores: (0..point.workers as usize)
-            .map(|worker| worker % cores.max(2))
-            .collect(),
+        sas: point.sas,
+        cores: (0..point.workers as usize).collect(),
         bare,
     })
 }
@@ -138,7 +134,7 @@ fn packets(options: &Options, point: &mut Point) -> Result<()> {
     Ok(())
 }
 
-/// TCP over one SA that is for every VNI; the others stand before it in the SPD, and are not it.
+/// TCP over the first SA, while the others are there.
 fn stream(options: &Options, point: &mut Point) -> Result<()> {
     let mut stage = Stage::new(None, point.workers)?;
     let setup = setup(options, &mut stage, point, false)?;

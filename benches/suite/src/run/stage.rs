@@ -119,13 +119,14 @@ impl Stage {
     /// # Errors
     /// One of them cannot.
     pub fn set_up(&mut self, setup: &Setup) -> Result<()> {
+        let there = std::thread::available_parallelism()?.get();
         for number in 0..2 {
             let setup = Setup {
                 number,
                 wire: self.wires[number].clone(),
                 // Each side has cores of its own, as long as there are enough; on two machines there are.
                 cores: match &self.lab {
-                    Some(_) => setup.cores.iter().map(|core| core + number).collect(),
+                    Some(_) => setup.cores.iter().map(|core| (core + number) % there).collect(),
                     None => setup.cores.clone(),
                 },
                 ..setup.clone()
