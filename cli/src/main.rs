@@ -4,6 +4,7 @@
 //! `--json` twin for programs, on stdout alone. Exit codes: 0 good, 1 not, 2 wrong usage.
 
 mod ask;
+mod bench;
 mod doctor;
 mod down;
 mod handover;
@@ -56,6 +57,9 @@ enum Command {
     Down(down::Arguments),
     /// Check what this machine lacks for Culvert, and say what mends it
     Doctor(doctor::Arguments),
+    /// Measure Culvert beside plain Geneve, kernel xfrm and others
+    #[command(disable_help_flag = true)]
+    Bench(bench::Arguments),
     /// Seal or open the packets of a capture file
     Pcap(pcap::Arguments),
     /// Print the completions for a shell
@@ -90,6 +94,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         Command::Resume(arguments) => handover::run(handover::Way::Resume, &arguments, &run),
         Command::Down(arguments) => down::run(&arguments, &run),
         Command::Doctor(arguments) => doctor::run(&arguments, &run),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Pcap(arguments) => pcap::run(&arguments),
         Command::Completion { shell } => {
             let mut script = Vec::new();

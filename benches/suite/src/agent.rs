@@ -263,10 +263,11 @@ impl Drop for Agent {
     }
 }
 
-/// A program that came with this one.
+/// A program that came with this one: built beside it, or installed.
 fn own_program(name: &str) -> Result<PathBuf> {
     culvert_tests::lab::program(name).or_else(|error| {
-        let installed = PathBuf::from("/usr/local/sbin").join(name);
+        let own = std::env::current_exe()?;
+        let installed = own.with_file_name("../sbin").join(name);
         installed.is_file().then_some(installed).ok_or(error)
     })
 }

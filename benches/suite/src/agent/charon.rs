@@ -14,6 +14,8 @@ use super::Setup;
 
 /// Its device.
 const DEVICE: &str = "ipsec0";
+/// The longest packets that it reads from there.
+const MTU: u32 = 1400;
 /// Plugins: kernel-libipsec comes before the one that it takes the place of.
 const PLUGINS: &str = "random nonce openssl aes sha1 sha2 hmac kdf gcm curve25519 chapoly pem pkcs1 x509 \
                        kernel-libipsec kernel-netlink socket-default vici";
@@ -64,7 +66,7 @@ impl Charon {
             process,
             folder,
             number: setup.number,
-            mtu: setup.inner_mtu,
+            mtu: setup.inner_mtu.min(MTU),
         };
         wait_for("charon", Duration::from_secs(10), || socket.exists())
             .with_context(|| this.log())?;

@@ -126,7 +126,11 @@ impl Stage {
                 wire: self.wires[number].clone(),
                 // Each side has cores of its own, as long as there are enough; on two machines there are.
                 cores: match &self.lab {
-                    Some(_) => setup.cores.iter().map(|core| (core + number) % there).collect(),
+                    Some(_) => setup
+                        .cores
+                        .iter()
+                        .map(|core| (core + number) % there)
+                        .collect(),
                     None => setup.cores.clone(),
                 },
                 ..setup.clone()
