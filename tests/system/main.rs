@@ -2,6 +2,7 @@
 //!
 //! A test that needs what this machine lacks is listed as `skipped: why`, and counted.
 
+mod bench;
 mod campaign;
 mod commands;
 mod faults;
@@ -44,6 +45,7 @@ fn main() {
     let other = lab.clone().or_else(strongswan_docs::other_version_missing);
     let trials = [
         tests(&lab, commands::TESTS),
+        tests(&lab, bench::TESTS),
         tests(&lab, wire::TESTS),
         tests(&lab, faults::TESTS),
         tests(&lab, rekey::TESTS),
