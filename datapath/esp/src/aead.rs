@@ -19,7 +19,8 @@ pub struct Refused;
 /// A key, expanded once, in one of the backends. Its memory is zeroised when dropped (not so ring's).
 pub struct Aead(Inner);
 
-// A boxed context would cost a cache line and a miss per packet; an `Aead` lives in an SA, on the heap.
+// A boxed context would cost a cache line and a miss per packet; an `Aead` lives in an SA, on the heap. The multi-buffer library's
+// is boxed all the same: moved, a kilobyte of expanded key would leave copies that nobody zeroises.
 enum Inner {
     // RFC 4303 §1 [1-both, 1-integrity-only]: each of them is both in one; AES-GCM of no text is AES-GMAC.
     #[cfg(feature = "aws-lc")]
