@@ -83,3 +83,52 @@ pub fn restore(into: &mut HeapFrame, start: usize, length: usize, frame: &[u8]) 
     into.chunk()[start..start + frame.len()].copy_from_slice(frame);
     into.set_bounds(start..start + length);
 }
+
+/// Clocks that something takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clocks {
+    /// The least of many: undisturbed.
+    pub best: u64,
+    /// Half of the times it took no more.
+    pub median: u64,
+}
+
+impl Clocks {
+    /// Of many measurements.
+    ///
+    /// # Panics
+    /// There is no measurement.
+    #[must_use]
+    pub fn of(mut samples: Vec<u64>) -> Self {
+        samples.sort_unstable();
+        Self {
+            best: samples[0],
+            median: samples[samples.len() / 2],
+        }
+    }
+}
+
+/// The time stamp counter, after all that was before is done.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[must_use]
+pub fn clocks() -> u64 {
+    use std::arch::x86_64::{__rdtscp, _mm_lfence};
+    let mut core = 0;
+    // SAFETY: every 64-bit CPU has it, and it writes nothing but that number.
+    let clocks = unsafe { __rdtscp(&raw mut core) };
+    // SAFETY: as above; what comes behind does not start before.
+    unsafe { _mm_lfence() };
+    clocks
+}
+
+/// Nanoseconds, where no counter of clocks is known.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline]
+#[must_use]
+pub fn clocks() -> u64 {
+    use std::sync::LazyLock;
+    use std::time::Instant;
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use culvert_datapath::offline::{self, Report};
-use culvert_esp::Backend;
+use culvert_esp::Choice;
 
 use crate::{print, print_json};
 
@@ -38,18 +38,11 @@ struct Files {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     first_sequence: u64,
     /// Implementation of the ciphers
-    #[arg(long, value_name = "NAME", value_parser = backend, default_value = Backend::default().name())]
-    aead: Backend,
+    #[arg(long, value_name = "NAME", default_value = Choice::AUTO)]
+    aead: Choice,
     /// For programs: one JSON object on stdout
     #[arg(long)]
     json: bool,
-}
-
-fn backend(name: &str) -> Result<Backend, String> {
-    Backend::from_name(name).ok_or_else(|| {
-        let names: Vec<_> = Backend::ALL.iter().map(|backend| backend.name()).collect();
-        format!("this build has {}", names.join(", "))
-    })
 }
 
 /// Runs it; true if no packet was dropped.
@@ -61,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let config = culvert_keymgr::config::load(&files.config)?;
     let options = offline::Options {
         task,
-        backend: files.aead,
+        aead: files.aead,
         first_sequence: files.first_sequence,
     };
     let report = offline::run(

@@ -36,7 +36,6 @@ pub const PROGRAM: &str = concat!("culvert-datapath ", env!("CARGO_PKG_VERSION")
 /// What the control socket governs.
 pub struct Control {
     started: Instant,
-    aead: &'static str,
     ports: Vec<PortStatus>,
     workers: Vec<(Option<u32>, Handle)>,
     steering: Steering,
@@ -57,14 +56,12 @@ impl Control {
     #[must_use]
     pub fn new(
         database: Database,
-        aead: &'static str,
         ports: Vec<PortStatus>,
         workers: Vec<(Option<u32>, Handle)>,
         steering: Steering,
     ) -> Self {
         Self {
             started: Instant::now(),
-            aead,
             ports,
             workers,
             steering,
@@ -163,7 +160,7 @@ impl Control {
             program: PROGRAM.to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
-            aead: self.aead.to_owned(),
+            aead: self.database.choice().names(),
             cpu_features: cpu_features(),
             ports: self.ports.clone(),
             workers: self.worker_status(),

@@ -89,18 +89,15 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
         handles.push((u32::try_from(core.id).ok(), handle));
     }
 
-    let backend = settings.backend()?;
-    let control = Control::new(
-        Database::new(backend),
-        backend.name(),
-        ports,
-        handles,
-        steering,
-    );
+    let aead = settings.aead()?;
+    for (cipher, backend) in aead.names() {
+        info!("{cipher} by {backend}");
+    }
+    let control = Control::new(Database::new(aead), ports, handles, steering);
     let control = Arc::new(Mutex::new(control));
     let listener =
         Listener::bind(&run_directory.join(DATAPATH_SOCKET)).context("control socket")?;
-    info!("{workers} workers, AEAD by {}; ready", backend.name());
+    info!("{workers} workers; ready");
     // Nobody waits for this thread: it ends with the process, and its socket file is removed at the next start.
     let served = Arc::clone(&control);
     let vital = Vital(signals.handle());

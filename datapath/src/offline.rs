@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::ensure;
-use culvert_esp::Backend;
+use culvert_esp::Choice;
 use culvert_packet::reason::DropReason;
 use culvert_proto::message::Update;
 use culvert_proto::sa::{Direction, Limits, PolicySpec, SaSpec, StateRef};
@@ -44,8 +44,8 @@ pub enum Task {
 pub struct Options {
     /// Seal or open.
     pub task: Task,
-    /// Implementation of the ciphers.
-    pub backend: Backend,
+    /// Implementations of the ciphers.
+    pub aead: Choice,
     /// What sequence numbers start at: what is sealed has them, what is opened is expected around there.
     pub first_sequence: u64,
 }
@@ -111,7 +111,7 @@ pub fn run(
         ..Update::default()
     };
     let before_first = options.first_sequence.saturating_sub(1);
-    let database = Database::new(options.backend).updated(update, |state| {
+    let database = Database::new(options.aead).updated(update, |state| {
         let words = Words::on_heap(state.words as usize);
         const { assert!(inbound::HIGHEST == outbound::LEASED) };
         words[outbound::LEASED].store(before_first, Ordering::Relaxed);

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use culvert_esp::Backend;
+use anyhow::{Context, Result, ensure};
+use culvert_esp::Choice;
 use serde::Deserialize;
 
 /// Where the settings are, unless told otherwise.
@@ -28,8 +28,9 @@ pub struct Settings {
     /// XDP mode of the NIC.
     #[serde(default)]
     pub xdp: Xdp,
-    /// AEAD backend, by name; the fastest of this build unless set.
-    pub aead: Option<String>,
+    /// AEAD backend, by name; `auto` is the fastest for each cipher.
+    #[serde(default = "default_aead")]
+    pub aead: String,
 }
 
 /// How to attach XDP.
@@ -51,6 +52,10 @@ fn default_host_port() -> String {
 
 fn default_pins() -> PathBuf {
     "/sys/fs/bpf/culvert".into()
+}
+
+fn default_aead() -> String {
+    Choice::AUTO.to_owned()
 }
 
 impl Settings {
@@ -96,24 +101,15 @@ impl Settings {
                 cores.len()
             );
         }
-        self.backend().map(|_| ())
+        self.aead().map(|_| ())
     }
 
-    /// The AEAD backend.
+    /// The AEAD backends.
     ///
     /// # Errors
-    /// This build has none of that name.
-    pub fn backend(&self) -> Result<Backend> {
-        let Some(name) = &self.aead else {
-            return Ok(Backend::default());
-        };
-        match Backend::from_name(name) {
-            Some(backend) => Ok(backend),
-            None => {
-                let names: Vec<_> = Backend::ALL.iter().map(|backend| backend.name()).collect();
-                bail!("aead = \"{name}\": this build has {}", names.join(", "))
-            }
-        }
+    /// This build has none of that name, or it does not work on this machine.
+    pub fn aead(&self) -> Result<Choice> {
+        self.aead.parse().context("aead")
     }
 
     /// Name of the host port's inner end.

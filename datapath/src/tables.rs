@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use culvert_esp::sa::address;
-use culvert_esp::{Backend, InboundSa, OutboundSa, SaError};
+use culvert_esp::{Choice, InboundSa, OutboundSa, SaError};
 use culvert_packet::headers::Address;
 use culvert_packet::maps::SpiKey;
 use culvert_packet::reason::DropReason;
@@ -153,7 +153,7 @@ impl Tables {
 pub struct Database {
     sas: HashMap<SaId, Entry>,
     policies: HashMap<Selector, Installed>,
-    backend: Backend,
+    choice: Choice,
 }
 
 #[derive(Clone, Debug)]
@@ -221,13 +221,19 @@ pub enum UpdateError {
 }
 
 impl Database {
-    /// An empty database whose SAs use `backend`.
+    /// An empty database whose SAs use the backends of `choice`.
     #[must_use]
-    pub fn new(backend: Backend) -> Self {
+    pub fn new(choice: Choice) -> Self {
         Self {
-            backend,
+            choice,
             ..Self::default()
         }
+    }
+
+    /// The AEAD backends of its SAs.
+    #[must_use]
+    pub fn choice(&self) -> Choice {
+        self.choice
     }
 
     /// The database after `update`; this one stays as it is. `words` finds an SA's state.
@@ -240,7 +246,7 @@ impl Database {
         words: impl Fn(StateRef) -> Result<Words, String>,
     ) -> Result<Self, UpdateError> {
         let mut next = if update.reset {
-            Self::new(self.backend)
+            Self::new(self.choice)
         } else {
             self.clone()
         };
@@ -324,6 +330,7 @@ impl Database {
             let spec = &entry.spec;
             let state =
                 || words(spec.state).map_err(|problem| UpdateError::State { id: *id, problem });
+            let backend = self.choice.backend(spec.cipher.algorithm());
             let old = before
                 .sas
                 .get(id)
@@ -333,10 +340,10 @@ impl Database {
                 (Direction::In, false, _) => Compiled::Unused,
                 (_, _, Some(old @ (Compiled::Outbound(_) | Compiled::Inbound(_)))) => old.clone(),
                 (Direction::Out, _, _) => {
-                    Compiled::Outbound(Arc::new(OutboundSa::new(spec, state()?, self.backend)?))
+                    Compiled::Outbound(Arc::new(OutboundSa::new(spec, state()?, backend)?))
                 }
                 (Direction::In, true, _) => {
-                    Compiled::Inbound(Arc::new(InboundSa::new(spec, state()?, self.backend)?))
+                    Compiled::Inbound(Arc::new(InboundSa::new(spec, state()?, backend)?))
                 }
             };
         }

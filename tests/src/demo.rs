@@ -242,7 +242,9 @@ pub fn run(options: Options, say: impl Fn(&str)) -> Result<(Report, Stage)> {
             *drops.entry(reason).or_default() += count;
         }
     }
-    let status = lab.sides[0].datapath_status()?;
+    let mut status = lab.sides[0].datapath_status()?;
+    let cipher = status.sas.first().map(|sa| sa.cipher);
+    let aead = cipher.and_then(|cipher| status.aead.remove(cipher.algorithm().name()));
     let report = Report {
         keys: options.keys,
         plain,
@@ -251,11 +253,8 @@ pub fn run(options: Options, say: impl Fn(&str)) -> Result<(Report, Stage)> {
         wire,
         drops,
         workers: after,
-        cipher: status
-            .sas
-            .first()
-            .map_or_else(String::new, |sa| sa.cipher.to_string()),
-        aead: status.aead,
+        cipher: cipher.map_or_else(String::new, |cipher| cipher.to_string()),
+        aead: aead.unwrap_or_default(),
         geneve_endpoint: match options.keys {
             Keys::Ovs => "Open vSwitch, userspace datapath".to_owned(),
             _ => lab.endpoint.to_owned(),

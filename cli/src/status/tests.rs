@@ -62,7 +62,14 @@ pub(crate) fn datapath() -> DatapathStatus {
         program: "culvert-datapath 0.1.0".to_owned(),
         pid: 12,
         uptime_seconds: 75.0,
-        aead: "aws-lc-rs".to_owned(),
+        aead: [
+            ("AES-128-GCM", "ipsec-mb"),
+            ("AES-192-GCM", "ipsec-mb"),
+            ("AES-256-GCM", "ipsec-mb"),
+            ("ChaCha20-Poly1305", "aws-lc-rs"),
+        ]
+        .map(|(cipher, backend)| (cipher.to_owned(), backend.to_owned()))
+        .into(),
         cpu_features: vec!["aes".to_owned(), "vaes".to_owned()],
         ports: vec![PortStatus {
             role: "wire".to_owned(),

@@ -1,6 +1,6 @@
 //! The report as a screen of text.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
@@ -42,6 +42,23 @@ pub(super) fn text(report: &Report, all: bool) -> String {
     parts.join("\n")
 }
 
+/// Who serves which cipher, in few words.
+fn aead(backends: &BTreeMap<String, String>) -> String {
+    let mut served: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (cipher, backend) in backends {
+        served.entry(backend).or_default().push(cipher);
+    }
+    let parts: Vec<String> = served
+        .into_iter()
+        .map(|(backend, ciphers)| {
+            let ciphers = ciphers.join(", ");
+            let ciphers = ciphers.replace("AES-128-GCM, AES-192-GCM, AES-256-GCM", "AES-GCM");
+            format!("{ciphers} by {backend}")
+        })
+        .collect();
+    parts.join(", ")
+}
+
 fn daemons(report: &Report) -> String {
     let mut table = Table::new(&["DAEMON", ">PID", ">UP", ""]);
     let mut row = |program: &str, pid: String, up: String, note: String| {
@@ -53,8 +70,8 @@ fn daemons(report: &Report) -> String {
             status.pid.to_string(),
             duration(status.uptime_seconds),
             format!(
-                "AEAD by {}; CPU has {}",
-                status.aead,
+                "{}; CPU has {}",
+                aead(&status.aead),
                 list(&status.cpu_features)
             ),
         ),

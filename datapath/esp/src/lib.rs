@@ -16,7 +16,7 @@ pub mod sa;
 pub mod seal;
 pub mod sequence;
 
-pub use aead::Backend;
+pub use aead::{Backend, Choice};
 pub use sa::{InboundSa, OutboundSa, SaError};
 
 /// ESP header: SPI and the low half of the sequence number (RFC 4303 §2).

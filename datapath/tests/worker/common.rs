@@ -7,7 +7,7 @@ use culvert_datapath::frame::Pool;
 use culvert_datapath::port::memory::MemoryPort;
 use culvert_datapath::tables::Database;
 use culvert_datapath::worker::{Handle, Mtu, Worker};
-use culvert_esp::Backend;
+use culvert_esp::Choice;
 use culvert_proto::message::Update;
 use culvert_proto::sa::{
     Action, Cipher, Direction, Keymat, Lifetime, PolicySpec, SaId, SaSpec, Selector, Spi, StateRef,
@@ -139,7 +139,7 @@ pub(crate) fn worker(kind: Kind, mirrored: bool) -> (MemoryWorker, Handle) {
 }
 
 pub(crate) fn worker_with(update: Update) -> (MemoryWorker, Handle) {
-    let database = Database::new(Backend::default())
+    let database = Database::new(Choice::default())
         .updated(update, heap_words)
         .unwrap();
     let (worker, handle) = worker_without_tables();
@@ -149,7 +149,7 @@ pub(crate) fn worker_with(update: Update) -> (MemoryWorker, Handle) {
 
 /// As [`worker_with`], on a wire that takes any frame.
 pub(crate) fn wide_worker(update: Update) -> (MemoryWorker, Handle) {
-    let database = Database::new(Backend::default())
+    let database = Database::new(Choice::default())
         .updated(update, heap_words)
         .unwrap();
     let mtu = Mtu {

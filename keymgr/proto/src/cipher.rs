@@ -21,6 +21,25 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Every AEAD.
+    pub const ALL: [Self; 4] = [
+        Self::Aes128Gcm,
+        Self::Aes192Gcm,
+        Self::Aes256Gcm,
+        Self::ChaCha20Poly1305,
+    ];
+
+    /// The name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Aes128Gcm => "AES-128-GCM",
+            Self::Aes192Gcm => "AES-192-GCM",
+            Self::Aes256Gcm => "AES-256-GCM",
+            Self::ChaCha20Poly1305 => "ChaCha20-Poly1305",
+        }
+    }
+
     /// Length of the key in bytes, without the salt.
     #[must_use]
     pub const fn key_length(self) -> usize {

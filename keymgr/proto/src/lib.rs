@@ -17,7 +17,7 @@ pub mod sa;
 pub mod status;
 
 /// Version of the protocol. Raised by every change of a message.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Longest message in bytes: some 40,000 SAs; more go in several [`message::Update`]s.
 pub const MAX_MESSAGE: u32 = 8 << 20;

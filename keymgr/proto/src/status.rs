@@ -20,8 +20,8 @@ pub struct DatapathStatus {
     pub pid: u32,
     /// Seconds since it started.
     pub uptime_seconds: f64,
-    /// AEAD backend in use: `aws-lc-rs` or `rustcrypto`.
-    pub aead: String,
+    /// AEAD backend of each cipher, as in `"AES-256-GCM": "ipsec-mb"`.
+    pub aead: BTreeMap<String, String>,
     /// Features of the CPU that ciphers make use of.
     pub cpu_features: Vec<String>,
     /// Ports.

@@ -37,10 +37,15 @@ fn nist_cavp() {
             if !encrypts_by_gcm {
                 continue;
             }
-            let (mut good, mut bad) = (0, 0);
-            for case in cases.iter().filter(|case| {
+            let fitting = cases.iter().filter(|case| {
                 (case.key.len(), case.icv.len()) == (cipher.key_length(), cipher.icv_length())
-            }) {
+            });
+            seen += fitting.clone().count();
+            if !backend.serves(cipher.algorithm()) {
+                continue;
+            }
+            let (mut good, mut bad) = (0, 0);
+            for case in fitting {
                 let aead = case.aead(cipher.algorithm(), backend);
                 if case.clear.is_some() {
                     case.agrees(&aead);
@@ -57,7 +62,6 @@ fn nist_cavp() {
                 &[(good, "good"), (bad, "bad")],
             );
             assert!(good >= 24 && bad >= 12, "{cipher}: {good} good, {bad} bad");
-            seen += good + bad;
         }
         assert_eq!(seen, cases.len(), "a case fits no cipher");
     }

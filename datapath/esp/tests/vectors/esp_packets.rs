@@ -25,7 +25,7 @@ use culvert_state::Words;
 use culvert_state::layout::{inbound, outbound};
 
 use crate::records::{Record, parse};
-use crate::{Case, report};
+use crate::{Case, ciphers, report};
 
 /// Packets in the replay windows.
 const WINDOW: u32 = 64;
@@ -355,10 +355,7 @@ fn draft_mcgrew_gcm_test_01() {
     let vectors = draft();
     assert_eq!(vectors.len(), 17);
     for &backend in Backend::ALL {
-        for cipher in Cipher::ALL
-            .into_iter()
-            .filter(|cipher| cipher.iv_length() > 0)
-        {
+        for cipher in ciphers(backend).filter(|cipher| cipher.iv_length() > 0) {
             let mut counts = Counts::default();
             for vector in vectors.iter().filter(|vector| {
                 (vector.algorithm, vector.encrypts) == (cipher.algorithm(), cipher.encrypts())
@@ -446,7 +443,7 @@ fn what_seal_makes_is_what_the_rfcs_say() {
     let mut vectors = draft();
     vectors.push(Vector::new(&rfc_7634()[0], 18, IP));
     for &backend in Backend::ALL {
-        for cipher in Cipher::ALL {
+        for cipher in ciphers(backend) {
             let (mut packets, mut flipped) = (0, 0);
             for vector in vectors
                 .iter()

@@ -17,7 +17,7 @@ use std::io::Write;
 
 use culvert_esp::aead::{Aead, Refused};
 use culvert_esp::{Backend, MAX_ICV};
-use culvert_proto::sa::Algorithm;
+use culvert_proto::sa::{Algorithm, Cipher};
 
 /// One vector of an AEAD.
 struct Case {
@@ -85,6 +85,13 @@ impl Case {
         }
         self.icv.len() * 8
     }
+}
+
+/// The ciphers that `backend` has.
+fn ciphers(backend: Backend) -> impl Iterator<Item = Cipher> {
+    Cipher::ALL
+        .into_iter()
+        .filter(move |cipher| backend.serves(cipher.algorithm()))
 }
 
 /// Says how many vectors of `set` were run under `cipher` in `backend`. Not by `println!`, which is shown of
