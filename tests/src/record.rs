@@ -80,14 +80,6 @@ pub struct Host {
     pub rustc: String,
 }
 
-impl Host {
-    /// This machine.
-    #[must_use]
-    pub fn this() -> Self {
-        Self::default()
-    }
-}
-
 /// What was measured.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "what", rename_all = "kebab-case")]
