@@ -57,12 +57,14 @@ pub(crate) fn against_the_kernel() -> Result<()> {
         keys,
         judge,
     };
-    let report = campaign.run()?;
+    let mut report = campaign.run()?;
     // Whatever happened, the peer has seen no replay and no forgery.
-    let errors = xfrm.errors()?.into_iter();
-    let errors: Vec<_> = errors
+    report.peer = xfrm.errors()?.into_iter().collect();
+    let errors: Vec<_> = report
+        .peer
+        .iter()
         .filter(|(name, _)| name.ends_with("SeqError") || name.ends_with("ProtoError"))
         .collect();
     ensure!(errors.is_empty(), "the peer counts {errors:?}");
-    settings.keep(&report)
+    settings.keep(&report, "kernel")
 }

@@ -15,6 +15,7 @@ pub mod record;
 mod scarce;
 pub mod settings;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -89,6 +90,7 @@ impl Campaign<'_> {
             totals,
             esp_packets: seen.packets,
             sas: seen.sas(),
+            peer: BTreeMap::new(),
         })
     }
 

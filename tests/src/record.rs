@@ -3,6 +3,8 @@
 //! Nothing is summed up here: a record has every round, and whoever reads it takes the median. `schema.json` beside the
 //! records is made from these types.
 
+mod host;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
@@ -27,8 +29,35 @@ pub struct Record {
     pub host: Host,
     /// The commands that repeat it.
     pub commands: Vec<String>,
+    /// What a reader must know beside that: what else the machine did, what was done by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// What was measured.
     pub results: Results,
+}
+
+impl Record {
+    /// What was measured today, by the code as it is here.
+    #[must_use]
+    pub fn new(host: Host, commands: Vec<String>, complete: bool, results: Results) -> Self {
+        Self {
+            schema: SCHEMA,
+            date: host::today(),
+            commit: host::commit(),
+            complete,
+            host,
+            commands,
+            note: None,
+            results,
+        }
+    }
+
+    /// Name of its file. One day has one record of a kind of machine and of what was measured.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        let what = self.results.what();
+        format!("{}-{}-{what}.json", self.date, self.host.class)
+    }
 }
 
 /// A machine.
@@ -51,14 +80,6 @@ pub struct Host {
     pub rustc: String,
 }
 
-impl Host {
-    /// This machine.
-    #[must_use]
-    pub fn this() -> Self {
-        Self::default()
-    }
-}
-
 /// What was measured.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "what", rename_all = "kebab-case")]
@@ -71,6 +92,20 @@ pub enum Results {
     Scale(Scale),
     /// The fault campaign.
     Faults(Faults),
+}
+
+impl Results {
+    /// What it is, in a file's name: `iperf-remote` is another thing than `iperf` on the same kind of machine.
+    #[must_use]
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::Micro(_) => "micro",
+            Self::Iperf(iperf) if iperf.place == Place::Remote => "iperf-remote",
+            Self::Iperf(_) => "iperf",
+            Self::Scale(_) => "scale",
+            Self::Faults(_) => "faults",
+        }
+    }
 }
 
 /// Pieces in memory.
@@ -272,10 +307,29 @@ pub struct Faults {
     pub seed: u64,
     /// Packets of ESP that were looked at.
     pub esp_packets: u64,
+    /// What flowed meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
     /// What the peer counted: name and number.
     pub peer: BTreeMap<String, u64>,
     /// Each event.
     pub events: Vec<Fault>,
+}
+
+/// What flows while things break.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Traffic {
+    /// SAs that the packets were of.
+    pub sas: u64,
+    /// Numbered UDP packets sent, both ways.
+    pub udp_sent: u64,
+    /// Those that came.
+    pub udp_received: u64,
+    /// TCP bytes that came.
+    pub tcp_bytes: u64,
+    /// TCP connections that were made because another did not go on.
+    pub tcp_anew: u64,
 }
 
 /// One event.

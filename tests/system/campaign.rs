@@ -52,5 +52,5 @@ fn fault_campaign() -> Result<()> {
         keys,
         judge,
     };
-    settings.keep(&campaign.run()?)
+    settings.keep(&campaign.run()?, "system")
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use culvert_bench::run::collect::{Collector, keep};
 use culvert_bench::run::stage::Remote;
@@ -163,10 +163,13 @@ fn run(command: Command) -> Result<ExitCode> {
             let record = micro::measure(arguments.passes, &Stop::on_signal()?)?;
             kept(&record, &arguments.records, 0)
         }
-        Command::Report(_) | Command::Check(_) => {
-            let _ = report::NAME;
-            bail!("to come")
+        Command::Report(folder) => {
+            for file in report::write(&folder.records)? {
+                println!("{}", file.display());
+            }
+            Ok(ExitCode::SUCCESS)
         }
+        Command::Check(folder) => report::check(&folder.records).map(|()| ExitCode::SUCCESS),
         Command::Agent => agent::serve().map(|()| ExitCode::SUCCESS),
     }
 }

@@ -1,16 +1,12 @@
 //! What a campaign measured: a table for people, a record for later.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::process::Command;
 use std::time::Duration;
-
-use anyhow::Result;
-use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::events::{Event, Kind};
 use super::load::{Recovery, Totals};
-use crate::netns::run;
+use crate::record::{Fault, Faults, Host, Record, Results, Traffic};
 
 /// What is known of one event.
 #[derive(Clone, Copy, Debug)]
@@ -34,10 +30,12 @@ pub struct Report {
     pub esp_packets: u64,
     /// SAs that they were of.
     pub sas: usize,
+    /// What the peer counted, if it is one that counts.
+    pub peer: BTreeMap<String, u64>,
 }
 
 /// Milliseconds.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Times {
     median: f64,
     worst: f64,
@@ -56,7 +54,7 @@ impl Times {
 }
 
 /// Events of one kind.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Row {
     kind: &'static str,
     events: usize,
@@ -112,52 +110,36 @@ impl Report {
         text
     }
 
-    /// The record.
-    ///
-    /// # Errors
-    /// This machine does not say what it is.
-    pub fn record(&self) -> Result<Value> {
-        let said = |program: &str, arguments: &[&str]| {
-            let text = run(Command::new(program)
-                .args(arguments)
-                .current_dir(env!("CARGO_MANIFEST_DIR")));
-            text.unwrap_or_default().trim().to_owned()
+    /// The record, of one of the tests that have a campaign: `system` or `kernel`.
+    #[must_use]
+    pub fn record(&self, test: &str) -> Record {
+        let event = |Outcome { event, recovery }: &Outcome| Fault {
+            kind: event.kind.name().to_owned(),
+            side: event.side_name().to_owned(),
+            length_ms: milliseconds(event.length),
+            gap_ms: milliseconds(recovery.gap),
+            udp_ms: Some(milliseconds(recovery.udp)),
+            tcp_ms: Some(milliseconds(recovery.tcp)),
         };
-        let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let cpu = cpus
-            .lines()
-            .find_map(|line| Some(line.strip_prefix("model name")?.split_once(": ")?.1));
-        let raw: Vec<_> = self
-            .outcomes
-            .iter()
-            .map(|Outcome { event, recovery }| {
-                json!({
-                    "kind": event.kind.name(),
-                    "side": event.side_name(),
-                    "length_ms": milliseconds(event.length),
-                    "udp_ms": milliseconds(recovery.udp),
-                    "tcp_ms": milliseconds(recovery.tcp),
-                    "gap_ms": milliseconds(recovery.gap),
-                })
-            })
-            .collect();
-        Ok(json!({
-            "commit": said("git", &["describe", "--always", "--dirty"]),
-            "cpu": cpu,
-            "cores": std::thread::available_parallelism()?.get(),
-            "kernel": said("uname", &["-sr"]),
-            "rustc": said("rustc", &["--version"]),
-            "seed": self.seed,
-            "events": self.outcomes.len(),
-            "esp_packets": self.esp_packets,
-            "sas": self.sas,
-            "udp_sent": self.totals.udp_sent,
-            "udp_received": self.totals.udp_received,
-            "tcp_bytes": self.totals.tcp_received,
-            "tcp_anew": self.totals.tcp_anew,
-            "summary": self.rows(),
-            "raw": raw,
-        }))
+        let faults = Faults {
+            seed: self.seed,
+            esp_packets: self.esp_packets,
+            traffic: Some(Traffic {
+                sas: self.sas as u64,
+                udp_sent: self.totals.udp_sent,
+                udp_received: self.totals.udp_received,
+                tcp_bytes: self.totals.tcp_received,
+                tcp_anew: self.totals.tcp_anew,
+            }),
+            peer: self.peer.clone(),
+            events: self.outcomes.iter().map(event).collect(),
+        };
+        let command = format!(
+            "CULVERT_CAMPAIGN_SEED={} CULVERT_CAMPAIGN_EVENTS={} CULVERT_RECORD=- cargo test -p culvert-tests --test {test} -- fault_campaign",
+            self.seed,
+            self.outcomes.len(),
+        );
+        Record::new(Host::this(), vec![command], true, Results::Faults(faults))
     }
 }
 

@@ -48,16 +48,19 @@ impl Settings {
         Ok(events.unwrap_or(if all { every } else { usual }))
     }
 
-    /// Shows what was measured, and keeps it.
+    /// Shows what was measured in one of the tests, `system` or `kernel`, and keeps it.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn keep(&self, report: &Report) -> Result<()> {
+    pub fn keep(&self, report: &Report, test: &str) -> Result<()> {
         eprintln!("{}", report.table());
-        match self.record.as_deref() {
-            None => {}
-            Some("-") => println!("{:#}", report.record()?),
-            Some(file) => std::fs::write(file, format!("{:#}\n", report.record()?))?,
+        let Some(file) = &self.record else {
+            return Ok(());
+        };
+        let record = serde_json::to_string_pretty(&report.record(test))?;
+        match file.as_str() {
+            "-" => println!("{record}"),
+            file => std::fs::write(file, record + "\n")?,
         }
         Ok(())
     }

@@ -2,14 +2,10 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use culvert_tests::netns::run;
-use culvert_tests::record::{
-    Host, Iperf, Place, Record, Results, Round, SCHEMA, Scale, Series, Wire,
-};
+use culvert_tests::record::{Host, Iperf, Place, Record, Results, Round, Scale, Series, Wire};
 
 use super::Event;
 
@@ -148,7 +144,7 @@ impl Collector {
             left_out: self.left_out,
             series: self.series,
         });
-        Ok(record(
+        Ok(Record::new(
             host,
             vec![command],
             complete && self.failed == 0,
@@ -164,7 +160,7 @@ impl Collector {
         ensure!(!self.scale.points.is_empty(), "nothing was measured");
         let host = self.hosts.into_iter().next().unwrap_or_default();
         let complete = complete && self.failed == 0;
-        Ok(record(
+        Ok(Record::new(
             host,
             vec![command],
             complete,
@@ -173,42 +169,13 @@ impl Collector {
     }
 }
 
-/// A record of now.
-#[must_use]
-pub fn record(host: Host, commands: Vec<String>, complete: bool, results: Results) -> Record {
-    let said = |program: &str, arguments: &[&str]| {
-        let text = run(Command::new(program).args(arguments)).unwrap_or_default();
-        text.trim().to_owned()
-    };
-    let commit = said("git", &["describe", "--always", "--dirty", "--exclude=*"]);
-    Record {
-        schema: SCHEMA,
-        date: said("date", &["+%F"]),
-        commit: if commit.is_empty() {
-            env!("CARGO_PKG_VERSION").to_owned()
-        } else {
-            commit
-        },
-        complete,
-        host,
-        commands,
-        results,
-    }
-}
-
 /// Writes a record to the folder; where.
 ///
 /// # Errors
 /// It cannot be written.
 pub fn keep(record: &Record, folder: &Path) -> Result<PathBuf> {
-    let what = match &record.results {
-        Results::Micro(_) => "micro",
-        Results::Iperf(_) => "iperf",
-        Results::Scale(_) => "scale",
-        Results::Faults(_) => "faults",
-    };
     std::fs::create_dir_all(folder)?;
-    let path = folder.join(format!("{}-{}-{what}.json", record.date, record.host.class));
+    let path = folder.join(record.file_name());
     let text = serde_json::to_string_pretty(record)? + "\n";
     std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)

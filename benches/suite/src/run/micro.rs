@@ -10,7 +10,6 @@ use culvert_tests::record::{Clocks, Host, Micro, Record, Results, Time};
 use serde_json::Value;
 
 use super::Stop;
-use super::collect::record;
 
 /// The benches.
 const BENCHES: [&str; 5] = ["aead", "esp", "pipeline", "replay", "spd"];
@@ -56,7 +55,12 @@ pub fn measure(passes: u32, stop: &Stop) -> Result<Record> {
         times,
         clocks: best(clocks),
     });
-    Ok(record(Host::this(), commands.collect(), complete, results))
+    Ok(Record::new(
+        Host::this(),
+        commands.collect(),
+        complete,
+        results,
+    ))
 }
 
 fn cargo(bench: &str) -> Command {
