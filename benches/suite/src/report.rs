@@ -23,6 +23,9 @@ use culvert_tests::record::Record;
 
 use self::input::Input;
 
+/// What makes it again.
+const COMMAND: &str = "./dev bench report";
+
 /// Everything that is made, by name. The same records give the same bytes.
 type Files = BTreeMap<String, String>;
 
@@ -65,7 +68,7 @@ pub fn check(folder: &Path) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "{} is not what the records give: {}; run `culvert-bench report`",
+        "{} is not what the records give: {}; run `{COMMAND}`",
         folder.display(),
         wrong.join(", ")
     )

@@ -63,9 +63,9 @@ pub(super) enum Mark {
 }
 
 /// Where names end and bars begin, where the longest ends.
-const LEFT: f64 = 168.0;
-const RIGHT: f64 = WIDTH - 76.0;
-const RIGHT_OF_POINTS: f64 = WIDTH - 140.0;
+const LEFT: f64 = 156.0;
+const RIGHT: f64 = WIDTH - 64.0;
+const RIGHT_OF_POINTS: f64 = WIDTH - 158.0;
 const TOP: f64 = 52.0;
 const ROW: f64 = 20.0;
 const GROUP: f64 = 26.0;
@@ -151,7 +151,7 @@ pub(super) struct Line {
 }
 
 const PLOT_LEFT: f64 = 58.0;
-const PLOT_RIGHT: f64 = WIDTH - 196.0;
+const PLOT_RIGHT: f64 = WIDTH - 216.0;
 const PLOT_BOTTOM: f64 = 300.0;
 
 /// Draws lines over what `x` says, which is logarithmic. So is what stands up, where values are so far from each other that the
@@ -174,8 +174,8 @@ pub(super) fn lines(mut heading: Heading, x: &str, lines: &[Line]) -> Chart {
     };
     let up = Scale::new(apart, &values, [foot, TOP + 10.0]);
     heading.unit += match apart {
-        true => "; both axes are logarithmic",
-        false => "; the axis across is logarithmic",
+        true => "; both axes logarithmic",
+        false => "; logarithmic across",
     };
     let mut drawing = start(&heading);
     for (tick, label) in up.ticks() {

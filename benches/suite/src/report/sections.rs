@@ -11,6 +11,7 @@ mod rounds;
 mod scale;
 mod throughput;
 
+use super::COMMAND;
 use super::document::{Block, Document, Section};
 use super::input::Input;
 
@@ -35,16 +36,18 @@ pub(super) fn document(input: &Input) -> Document {
         .collect();
     Document {
         title: "How fast Culvert is",
-        intro: vec![Block::Text(intro(input).to_owned())],
+        intro: vec![Block::Text(intro(input))],
         sections,
     }
 }
 
-fn intro(input: &Input) -> &'static str {
+fn intro(input: &Input) -> String {
     if input.newest.is_empty() && input.instructions.is_none() {
-        return "There are no records yet.";
+        return "There are no records yet.".to_owned();
     }
-    "Made from the records in this folder by `culvert-bench report`; whoever changes it by hand loses that. A number is the median \
-     of all rounds, beside it in brackets, and in charts as whiskers, the least and the most. Of each kind of machine the newest \
-     record is shown. [The records](#the-records) say which machines these were, and by which commands the numbers come about again."
+    format!(
+        "Made from the records in this folder by `{COMMAND}`; whoever changes it by hand loses that. A number is the median of all rounds; \
+         beside it in brackets, and in charts as whiskers, stand the least and the most. Of each kind of machine the newest record is \
+         shown. [The records](#the-records) say which machines these were, and by which commands the numbers come about again."
+    )
 }

@@ -5,7 +5,7 @@
 pub(super) const MADE: &str = "<!-- made by culvert-bench report -->";
 
 /// Width of every chart, in which letters still can be read where a small screen halves it.
-pub(super) const WIDTH: f64 = 600.0;
+pub(super) const WIDTH: f64 = 540.0;
 
 /// Number of colours: `s0` to `s6`, which colour-blind readers can tell apart; beside each stands what it is.
 pub(super) const COLOURS: usize = 7;

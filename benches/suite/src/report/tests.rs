@@ -197,6 +197,9 @@ fn all_records_give_every_section_and_good_charts() {
             "]({})",
             path.file_name().unwrap().to_string_lossy()
         )));
+        let is_text =
+            |node: &roxmltree::Node| node.has_tag_name(("http://www.w3.org/2000/svg", "text"));
+        svg.descendants().filter(is_text).for_each(assert_fits);
         charts += 1;
     }
     assert_eq!(page.matches("<svg ").count(), charts);
@@ -215,6 +218,29 @@ fn all_records_give_every_section_and_good_charts() {
     write(folder).unwrap();
     assert!(!folder.join("instructions-of-a-packet.svg").exists());
     check(folder).unwrap();
+}
+
+/// As wide as letters of DejaVu Sans are, which are wide ones.
+fn assert_fits(text: roxmltree::Node) {
+    let class = text.attribute("class").unwrap();
+    let letter = match class {
+        "title" => 9.4,
+        "soft" => 6.9,
+        "group" => 8.6,
+        _ => 7.7,
+    };
+    let words = text.text().unwrap();
+    let width = letter * words.chars().count() as f64;
+    let x: f64 = text.attribute("x").unwrap().parse().unwrap();
+    let (left, right) = match class {
+        class if class.ends_with("end") => (x - width, x),
+        class if class.ends_with("middle") => (x - width / 2.0, x + width / 2.0),
+        _ => (x, x + width),
+    };
+    assert!(
+        left >= 0.0 && right <= svg::WIDTH,
+        "{words:?} is from {left} to {right}"
+    );
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn in_a_guest(named: &Named, iperf: &Iperf) -> Vec<Block> {
         let heading = |what: &str, title: &str| Heading {
             file: file(what, named, cipher),
             title: with_cipher(title, cipher),
-            unit: "of the whole guest for a byte of payload; fewer are better".to_owned(),
+            unit: "whole guest, for a byte of payload; fewer are better".to_owned(),
         };
         let of = |wanted| Measured::new(iperf, cipher, wanted, instructions);
         let tcp = of(is_tcp).bars(heading("instructions", "Instructions, TCP"));

@@ -44,7 +44,7 @@ pub(super) fn blocks(input: &Input) -> Vec<Block> {
     let heading = Heading {
         file: "instructions-of-a-packet".to_owned(),
         title: format!(
-            "Instructions of a packet outside the cipher, {}",
+            "Instructions outside the cipher, {}",
             names::cipher(&counted.cipher)
         ),
         unit: format!("{}; fewer are better", counted.backend),

@@ -64,9 +64,7 @@ pub(super) fn blocks(input: &Input) -> Vec<Block> {
             let heading = Heading {
                 file: file("latency", named, cipher),
                 title: with_cipher("Round trips", cipher),
-                unit:
-                    "ms, logarithmic; ● p50, ◆ p99, ▮ p99.9, median of the rounds; less is better"
-                        .to_owned(),
+                unit: "ms; ● p50, ◆ p99, ▮ p99.9; less is better; logarithmic".to_owned(),
             };
             // One cipher stands for all, the tables have the others.
             if charts.is_empty() {

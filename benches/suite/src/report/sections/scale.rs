@@ -130,7 +130,10 @@ fn memory(named: &Named, scale: &Scale, of: &BTreeSet<u32>) -> crate::report::ch
 }
 
 fn by_workers(named: &Named, scale: &Scale, of: &BTreeSet<u32>) -> crate::report::chart::Chart {
-    let label = |sas: u32| format!("{} SAs:", count(sas.into()));
+    let label = |sas: u32| match sas {
+        1 => "1 SA:".to_owned(),
+        sas => format!("{} SAs:", count(sas.into())),
+    };
     let shown = along(
         scale,
         of,

@@ -69,13 +69,13 @@ pub(super) fn of_a_core(input: &Input) -> Vec<Block> {
                 let charts = [
                     tcp(of_the_machine).bars(heading(
                         "per-core",
-                        "Gbit/s of a core, everything counted",
-                        "payload, by cores that the machine kept busy, kernel and iperf3 included",
+                        "Gbit/s of a core, all counted",
+                        "payload, by cores that were busy at all; more is better",
                     )),
                     tcp(of_the_workers).bars(heading(
                         "per-worker-core",
                         "Gbit/s of a core, workers alone",
-                        "payload, by cores that the workers of both sides kept busy",
+                        "payload, by cores that workers kept busy; more is better",
                     )),
                 ];
                 inner.extend(charts.into_iter().flatten().map(Block::Chart));
