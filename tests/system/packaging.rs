@@ -22,10 +22,11 @@ pub(crate) const ANALYZE: &[(&str, crate::Test)] = &[(
 const EXPOSURE: [(&str, u32); 2] = [("culvert-datapath", 25), ("culvert-keymgr", 15)];
 
 /// What is installed, beside the units.
-const BUILT: [&str; 4] = [
+const BUILT: [&str; 5] = [
     "culvert-datapath",
     "culvert-keymgr",
     "culvert",
+    "culvert-bench",
     "libstrongswan_kernel_culvert.so",
 ];
 

@@ -34,8 +34,8 @@ pub struct Usage {
     pub keymgr_mib: f64,
     /// Seconds from the key manager's start until the datapath had everything.
     pub filled_in: Option<f64>,
-    /// Ciphers' backend.
-    pub aead: String,
+    /// Backend of each cipher.
+    pub aead: BTreeMap<String, String>,
     /// XDP mode of the wire port.
     pub xdp: String,
     /// `AF_XDP` mode of the wire port.
