@@ -114,7 +114,7 @@ impl Results {
 pub struct Micro {
     /// By criterion.
     pub times: Vec<Time>,
-    /// By the time stamp counter.
+    /// By the time stamp counter; each pass, so that one thing may be there several times.
     pub clocks: Vec<Clocks>,
 }
 
@@ -132,7 +132,7 @@ pub struct Time {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Clocks {
-    /// What: `aead/seal`, `aead/open`, `pipeline/out`, `pipeline/in`.
+    /// What: `seal`, `open` (the cipher alone), `pipeline/out`, `pipeline/in`.
     pub what: String,
     /// Cipher: `aes256gcm16`.
     pub cipher: String,

@@ -1,15 +1,16 @@
 //! What is shown of the records, and in which order: first what decides, the comparison with the kernel's IPsec.
 
+mod clocks;
 mod compared;
 mod faults;
 mod instructions;
 mod latency;
 mod names;
-mod pieces;
 mod records;
 mod rounds;
 mod scale;
 mod throughput;
+mod times;
 
 use super::COMMAND;
 use super::document::{Block, Document, Section};
@@ -23,8 +24,8 @@ pub(super) fn document(input: &Input) -> Document {
         ("Throughput of a core", throughput::of_a_core(input)),
         ("UDP by size of packets", throughput::by_size(input)),
         ("Round trips under load", latency::blocks(input)),
-        ("Clocks of a packet", pieces::clocks(input)),
-        ("Nanoseconds of a packet", pieces::times(input)),
+        ("Clocks of a packet", clocks::blocks(input)),
+        ("Nanoseconds of a packet", times::blocks(input)),
         ("Instructions of a packet", instructions::blocks(input)),
         ("More SAs, more workers", scale::blocks(input)),
         ("When it breaks", faults::blocks(input)),

@@ -191,8 +191,8 @@ pub(super) fn micro() -> Record {
             for (what, more) in [
                 ("pipeline/out", 60.0),
                 ("pipeline/in", 75.0),
-                ("aead/seal", 0.0),
-                ("aead/open", 0.0),
+                ("seal", 0.0),
+                ("open", 0.0),
             ] {
                 for bytes in [64, 512, 1400] {
                     let bare = (100.0 + 0.2 * f64::from(bytes)) * slower * of_cipher;
