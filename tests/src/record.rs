@@ -83,6 +83,7 @@ pub struct Host {
 /// What was measured.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "what", rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub enum Results {
     /// Pieces of the packet's way in memory: times and clocks.
     Micro(Micro),
@@ -174,6 +175,9 @@ pub struct Iperf {
     pub wire: Wire,
     /// Seconds of each run.
     pub seconds: u32,
+    /// Backend of each of Culvert's ciphers.
+    #[serde(default)]
+    pub aead: BTreeMap<String, String>,
     /// What was not measured, and why: `wireguard-go: there is no wireguard-go`.
     pub left_out: Vec<String>,
     /// What was.

@@ -11,6 +11,7 @@ pub mod micro;
 pub mod scale;
 pub mod stage;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -47,13 +48,24 @@ pub enum Event {
         load: String,
         /// What was seen.
         round: Box<Round>,
-        /// How Culvert's wire port is bound: XDP mode, and that of `AF_XDP`.
-        bound: Option<[String; 2]>,
+        /// How Culvert served, if it did.
+        served: Option<Served>,
     },
     /// A step of [`scale`] is done.
     Point(Box<Point>),
     /// A step failed.
     Failed(String),
+}
+
+/// How Culvert served.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Served {
+    /// XDP mode of the wire port.
+    pub xdp: String,
+    /// Its `AF_XDP` mode.
+    pub af_xdp: String,
+    /// Backend of each cipher.
+    pub aead: BTreeMap<String, String>,
 }
 
 /// Whether somebody wants us to end.

@@ -55,7 +55,7 @@ impl Way {
 
     /// Those of `ciphers` that it has; one entry of none if it has no choice.
     #[must_use]
-    pub fn ciphers<'a>(self, ciphers: &'a [String]) -> Vec<Option<&'a str>> {
+    pub fn ciphers(self, ciphers: &[String]) -> Vec<Option<&str>> {
         let of = |wanted: fn(&str) -> bool| {
             let names = ciphers.iter().map(String::as_str);
             names.filter(|name| wanted(name)).map(Some).collect()

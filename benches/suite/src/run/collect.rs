@@ -1,5 +1,6 @@
 //! Who hears the events of a run: shows how far it is, and makes the record.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use culvert_tests::record::{Host, Iperf, Place, Record, Results, Round, Scale, Series, Wire};
 
-use super::Event;
+use super::{Event, Served};
 
 /// What was heard so far.
 pub struct Collector {
@@ -16,6 +17,7 @@ pub struct Collector {
     done: usize,
     failed: usize,
     left_out: Vec<String>,
+    aead: BTreeMap<String, String>,
     place: Place,
     hosts: Vec<Host>,
     wire: Wire,
@@ -33,6 +35,7 @@ impl Collector {
             done: 0,
             failed: 0,
             left_out: Vec::new(),
+            aead: BTreeMap::new(),
             place: Place::Namespaces,
             hosts: Vec::new(),
             wire: Wire::default(),
@@ -62,18 +65,19 @@ impl Collector {
                 self.left_out = left_out;
             }
             Event::Step(what) => {
-                eprint!("[{}/{}{}] {what}: ", self.done + 1, self.steps, self.left())
+                eprint!("[{}/{}{}] {what}: ", self.done + 1, self.steps, self.left());
             }
             Event::Round {
                 side,
                 cipher,
                 load,
                 round,
-                bound,
+                served,
             } => {
                 eprintln!("{}", shown(&round));
-                if let Some([xdp, af_xdp]) = bound {
+                if let Some(Served { xdp, af_xdp, aead }) = served {
                     (self.wire.xdp, self.wire.af_xdp) = (xdp, af_xdp);
+                    self.aead.extend(aead);
                 }
                 self.add(&side, cipher, &load, *round);
                 self.done += 1;
@@ -141,6 +145,7 @@ impl Collector {
             peer: hosts.next().filter(|_| self.place == Place::Remote),
             wire: self.wire,
             seconds,
+            aead: self.aead,
             left_out: self.left_out,
             series: self.series,
         });
@@ -219,7 +224,7 @@ mod tests {
             cipher: None,
             load: "tcp".to_owned(),
             round: Box::default(),
-            bound: None,
+            served: None,
         });
     }
 

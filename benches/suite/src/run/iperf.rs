@@ -12,7 +12,7 @@ use culvert_tests::netns::run;
 use culvert_tests::record::{OnWire, Place, Round};
 
 use super::stage::{OVERHEAD, Remote, Stage};
-use super::{Event, Stop};
+use super::{Event, Served, Stop};
 use crate::agent::load::Load;
 use crate::agent::{Hello, Request, Setup, Usage};
 use crate::way::Way;
@@ -130,12 +130,12 @@ pub fn measure(options: &Options, stop: &Stop, tell: &mut dyn FnMut(Event)) -> R
                 };
                 let mut step = step;
                 match step() {
-                    Ok((round, bound)) => tell(Event::Round {
+                    Ok((round, served)) => tell(Event::Round {
                         side: way.name().to_owned(),
                         cipher: cipher.map(str::to_owned),
                         load: name.clone(),
                         round: Box::new(round),
-                        bound,
+                        served,
                     }),
                     Err(error) => {
                         stop.check()?;
@@ -185,7 +185,7 @@ fn one(
     way: Way,
     load: Load,
     options: &Options,
-) -> Result<(Round, Option<[String; 2]>)> {
+) -> Result<(Round, Option<Served>)> {
     stage.counted()?;
     let before = [stage.usage(0)?, stage.usage(1)?];
     let start = Instant::now();
@@ -227,10 +227,12 @@ fn one(
             .then(|| (after[0].busy - before[0].busy) * 1e9 / bytes),
         cores,
     };
-    let bound = way
-        .is_culvert()
-        .then(|| [after[0].xdp.clone(), after[0].af_xdp.clone()]);
-    Ok((round, bound))
+    let served = way.is_culvert().then(|| Served {
+        xdp: after[0].xdp.clone(),
+        af_xdp: after[0].af_xdp.clone(),
+        aead: after[0].aead.clone(),
+    });
+    Ok((round, served))
 }
 
 /// Between two machines nobody watches the wire: what the sides themselves say they have sealed.

@@ -51,10 +51,7 @@ pub fn measure(passes: u32, stop: &Stop) -> Result<Record> {
     let commands = BENCHES
         .iter()
         .map(|bench| format!("cargo bench -p culvert-benches --bench {bench}"));
-    let results = Results::Micro(Micro {
-        times,
-        clocks: best(clocks),
-    });
+    let results = Results::Micro(Micro { times, clocks });
     Ok(Record::new(
         Host::this(),
         commands.collect(),
@@ -129,33 +126,6 @@ fn parse(line: &str) -> Option<Clocks> {
     })
 }
 
-/// Of the passes the best of each, as each pass has the best of many.
-fn best(clocks: Vec<Clocks>) -> Vec<Clocks> {
-    let mut kept: Vec<Clocks> = Vec::new();
-    for one in clocks {
-        let key = |clocks: &Clocks| {
-            let Clocks {
-                what,
-                cipher,
-                backend,
-                bytes,
-                batch,
-                ..
-            } = clocks.clone();
-            (what, cipher, backend, bytes, batch)
-        };
-        match kept.iter_mut().find(|known| key(known) == key(&one)) {
-            Some(known) => {
-                known.best = known.best.min(one.best);
-                known.median = known.median.min(one.median);
-                known.bare = known.bare.zip(one.bare).map(|(a, b)| a.min(b));
-            }
-            None => kept.push(one),
-        }
-    }
-    kept
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,16 +147,5 @@ mod tests {
         );
         assert_eq!((clocks.bytes, clocks.batch, clocks.bare), (64, 1, None));
         assert!(parse("test result: ok").is_none());
-    }
-
-    #[test]
-    fn of_two_passes_the_best_counts() {
-        let line = |best| format!("clocks seal/aes256gcm16/ring/64 best={best} median={best}");
-        let clocks: Vec<_> = [3, 2, 4]
-            .iter()
-            .filter_map(|best| parse(&line(best)))
-            .collect();
-        let best = best(clocks);
-        assert_eq!((best.len(), best[0].best), (1, 2.0));
     }
 }

@@ -112,10 +112,15 @@ fn about(named: &Named) -> String {
         text += " ";
         text += note;
     }
-    if let Results::Iperf(iperf) = &named.record.results
-        && !iperf.left_out.is_empty()
-    {
-        text += &format!(" Left out: {}.", iperf.left_out.join("; "));
+    if let Results::Iperf(iperf) = &named.record.results {
+        if !iperf.aead.is_empty() {
+            let by = |(cipher, backend): (&String, &String)| format!("{cipher} by {backend}");
+            let ciphers: Vec<String> = iperf.aead.iter().map(by).collect();
+            text += &format!(" Culvert's ciphers: {}.", ciphers.join(", "));
+        }
+        if !iperf.left_out.is_empty() {
+            text += &format!(" Left out: {}.", iperf.left_out.join("; "));
+        }
     }
     text
 }

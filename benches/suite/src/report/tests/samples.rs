@@ -145,6 +145,7 @@ fn measured(place: Place) -> Iperf {
             geneve: "kernel".to_owned(),
         },
         seconds: 10,
+        aead: BTreeMap::new(),
         left_out: vec!["boringtun: there is no boringtun".to_owned()],
         series,
     }
