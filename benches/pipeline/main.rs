@@ -1,5 +1,5 @@
 //! The whole pipeline, from received frames to finished ones in memory: headers, classification, SPD, SA, sequence
-//! number or replay window, cipher, policy.
+//! number or replay window, cipher, policy. `worker` is the same with the worker round it and its ports.
 //!
 //! `cargo bench -p culvert-benches --bench pipeline -- [FILTER]` times it with criterion and then counts its clocks a
 //! packet, beside those of the bare cipher on a text of the same length in alternation with it, a line each;
@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use culvert_benches::clocks::{self, Clocks};
 use culvert_benches::{aead, counted, nonce, text_length};
+use culvert_datapath::worker::BATCH;
 use culvert_esp::{Backend, UDP_HEADER};
 use culvert_proto::sa::Cipher;
-use rig::{Rig, Way};
+use rig::{Rig, Way, WorkerRig};
 
 /// Bytes behind the UDP header.
 const SIZES: [usize; 3] = [64, 512, 1400];
@@ -53,7 +54,7 @@ fn cases() -> impl Iterator<Item = (String, Way, Cipher, Backend)> {
     Way::ALL.into_iter().flat_map(|way| {
         Cipher::COMMON.into_iter().flat_map(move |cipher| {
             Backend::ALL.iter().map(move |&backend| {
-                let name = format!("pipeline/{}/{cipher}/{}", way.name(), backend.name());
+                let name = format!("{}/{cipher}/{}", way.name(), backend.name());
                 (name, way, cipher, backend)
             })
         })
@@ -62,7 +63,7 @@ fn cases() -> impl Iterator<Item = (String, Way, Cipher, Backend)> {
 
 fn timed(criterion: &mut Criterion) {
     for (name, way, cipher, backend) in cases() {
-        let mut group = criterion.benchmark_group(name);
+        let mut group = criterion.benchmark_group(format!("pipeline/{name}"));
         group.throughput(Throughput::Elements(1));
         for size in SIZES {
             for batch in BATCHES {
@@ -89,37 +90,54 @@ fn count_clocks(filter: &str) {
     for (name, way, cipher, backend) in cases() {
         for size in SIZES {
             for batch in BATCHES {
-                let name = format!("{name}/{size}/{batch}");
+                let name = format!("pipeline/{name}/{size}/{batch}");
                 if name.contains(filter) {
+                    let bare = Bare::new(way, cipher, backend, size, batch);
                     let mut rig = Rig::new(way, cipher, backend, size, batch);
-                    let mut bare = Bare::new(way, cipher, backend, size, batch);
-                    let (mut whole, mut alone) = (Clocks::default(), Clocks::default());
-                    for _ in 0..COUNTED / batch {
-                        rig.prepare();
-                        whole.add(clocks::of(|| rig.run()), batch);
-                        bare.prepare();
-                        alone.add(clocks::of(|| bare.run()), batch);
-                    }
-                    println!(
-                        "clocks {name} best={:.0} median={:.0} bare_best={:.0} bare_median={:.0} over={:.0}",
-                        whole.best(),
-                        whole.median(),
-                        alone.best(),
-                        alone.median(),
-                        whole.best() - alone.best()
-                    );
+                    alternate(&name, bare, &mut rig, Rig::prepare, Rig::run);
                 }
+            }
+            let name = format!("worker/{name}/{size}/{BATCH}");
+            if name.contains(filter) {
+                let bare = Bare::new(way, cipher, backend, size, BATCH);
+                let mut rig = WorkerRig::new(way, cipher, backend, size);
+                alternate(&name, bare, &mut rig, WorkerRig::prepare, WorkerRig::run);
             }
         }
     }
 }
 
+/// Counts the clocks of `run`, and of the bare cipher in alternation with it.
+fn alternate<R>(
+    name: &str,
+    mut bare: Bare,
+    rig: &mut R,
+    prepare: impl Fn(&mut R),
+    run: impl Fn(&mut R),
+) {
+    let batch = bare.texts.len();
+    let (mut whole, mut alone) = (Clocks::default(), Clocks::default());
+    for _ in 0..COUNTED / batch {
+        prepare(rig);
+        whole.add(clocks::of(|| run(rig)), batch);
+        bare.prepare();
+        alone.add(clocks::of(|| bare.run()), batch);
+    }
+    println!(
+        "clocks {name} best={:.0} median={:.0} bare_best={:.0} bare_median={:.0} over={:.0}",
+        whole.best(),
+        whole.median(),
+        alone.best(),
+        alone.median(),
+        whole.best() - alone.best()
+    );
+}
+
 /// Takes `count` packets through, of which callgrind sees no more than the pipeline.
 fn packets(way: &str, size: usize, count: usize) {
-    const BATCH: usize = 256;
     let way = Way::ALL.into_iter().find(|known| known.name() == way);
     let way = way.expect("in or out");
-    let mut rig = Rig::new(way, Cipher::Aes256Gcm16, Backend::default(), size, BATCH);
+    let mut rig = Rig::new(way, Cipher::Aes256Gcm16, Backend::default(), size, 256);
     assert!(count.is_multiple_of(rig.batch()), "whole batches");
     for _ in 0..count / rig.batch() {
         rig.prepare();

@@ -1,12 +1,15 @@
 //! Two pipelines that are each other's peer, and batches of frames in memory that go through one of them.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use culvert_benches::{ADDRESSES, WINDOW, geneve, specs};
 use culvert_datapath::frame::{Frame, Pool};
 use culvert_datapath::pipeline::{Pipeline, Sink};
+use culvert_datapath::port::memory::MemoryPort;
 use culvert_datapath::sizes::Supply;
 use culvert_datapath::tables::{Database, Tables};
+use culvert_datapath::worker::{BATCH, Handle, Mtu, Worker};
 use culvert_esp::{Backend, UDP_HEADER};
 use culvert_packet::reason::DropReason;
 use culvert_proto::message::Update;
@@ -96,18 +99,7 @@ impl Rig {
         payload: usize,
         batch: usize,
     ) -> Self {
-        let (clear, _) = geneve(UDP_HEADER + payload);
-        let arriving = match way {
-            Way::Out => vec![clear; batch],
-            Way::In => {
-                // The peer seals them.
-                let mut peer = Self::new(Way::Out, cipher, backend, payload, batch);
-                peer.prepare();
-                peer.run();
-                let sent = peer.frames.iter().map(|frame| frame.bytes().to_vec());
-                sent.collect()
-            }
-        };
+        let arriving = arriving(way, cipher, backend, payload, batch);
         let (tables, window) = tables(way, cipher, backend);
         let frames = u32::try_from(batch).expect("a batch");
         let mut pool = Pool::on_heap(frames, CHUNK);
@@ -132,12 +124,7 @@ impl Rig {
 
     /// Has the batch arrive.
     pub(crate) fn prepare(&mut self) {
-        for (frame, bytes) in self.frames.iter_mut().zip(&self.arriving) {
-            frame.write(bytes).expect("fits");
-        }
-        for word in self.window.iter() {
-            word.store(0, Ordering::Relaxed);
-        }
+        arrive(&self.arriving, self.frames.iter_mut(), &self.window);
     }
 
     /// Takes the batch through the pipeline, from received to finished frames.
@@ -151,6 +138,92 @@ impl Rig {
         }
         std::mem::swap(&mut self.frames, &mut sink.frames);
         debug_assert_eq!(self.frames.len(), self.arriving.len());
+    }
+}
+
+/// Packets with `payload` bytes behind the UDP header, as they come from a host or from its peer.
+fn arriving(
+    way: Way,
+    cipher: Cipher,
+    backend: Backend,
+    payload: usize,
+    count: usize,
+) -> Vec<Vec<u8>> {
+    match way {
+        Way::Out => vec![geneve(UDP_HEADER + payload).0; count],
+        Way::In => {
+            let mut peer = Rig::new(Way::Out, cipher, backend, payload, count);
+            peer.prepare();
+            peer.run();
+            let sealed = peer.frames.iter().map(|frame| frame.bytes().to_vec());
+            sealed.collect()
+        }
+    }
+}
+
+/// Has `packets` arrive in `frames`, as if for the first time.
+fn arrive<'a>(packets: &[Vec<u8>], frames: impl Iterator<Item = &'a mut Frame>, window: &Words) {
+    for (frame, bytes) in frames.zip(packets) {
+        frame.write(bytes).expect("fits");
+    }
+    for word in window.iter() {
+        word.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The same with a worker and its ports, in memory.
+pub(crate) struct WorkerRig {
+    way: Way,
+    worker: Worker<MemoryPort, MemoryPort>,
+    _handle: Handle,
+    window: Words,
+    arriving: Vec<Vec<u8>>,
+}
+
+impl WorkerRig {
+    /// Batches as large as a worker takes them.
+    pub(crate) fn new(way: Way, cipher: Cipher, backend: Backend, payload: usize) -> Self {
+        let (tables, window) = tables(way, cipher, backend);
+        let pool = Pool::on_heap(u32::try_from(BATCH).expect("a batch"), CHUNK);
+        let mtu = Mtu {
+            wire: MTU,
+            host: MTU,
+        };
+        let ports = (vec![MemoryPort::default()], MemoryPort::default());
+        let (mut worker, handle) =
+            Worker::new(ports.0, ports.1, mtu, pool).expect("an event descriptor");
+        handle.publish(Arc::new(tables));
+        let (wire, host, pool) = worker.parts();
+        // Where they would be after a turn.
+        let sent = match way {
+            Way::Out => &mut wire[0].sent,
+            Way::In => &mut host.sent,
+        };
+        sent.extend(std::iter::from_fn(|| pool.take()));
+        Self {
+            way,
+            worker,
+            _handle: handle,
+            window,
+            arriving: arriving(way, cipher, backend, payload, BATCH),
+        }
+    }
+
+    /// Has the batch arrive.
+    pub(crate) fn prepare(&mut self) {
+        let (wire, host, _) = self.worker.parts();
+        let (from, to) = match self.way {
+            Way::Out => (&mut *host, &mut wire[0]),
+            Way::In => (&mut wire[0], &mut *host),
+        };
+        std::mem::swap(&mut from.arriving, &mut to.sent);
+        assert_eq!(from.arriving.len(), BATCH, "all were sent");
+        arrive(&self.arriving, from.arriving.iter_mut(), &self.window);
+    }
+
+    /// A turn of the worker.
+    pub(crate) fn run(&mut self) {
+        self.worker.turn();
     }
 }
 
