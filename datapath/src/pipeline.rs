@@ -4,7 +4,7 @@
 //! goes over runs of frames of the same SA, so that a run costs one lease and one update of counters.
 
 use culvert_esp::open::{self, Opened};
-use culvert_esp::sa::Counts;
+use culvert_esp::usage::Counts;
 use culvert_esp::{InboundSa, OutboundSa, seal};
 use culvert_packet::headers::{self, Fragment, Headers, Kind, Packet, Stop};
 use culvert_packet::reason::DropReason;
