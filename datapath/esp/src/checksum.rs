@@ -4,7 +4,7 @@ use culvert_packet::headers::{Address, UDP};
 
 /// The checksum after 16-bit words that it covers have changed, each from the first to the second of `changes`
 /// (RFC 1624 §3, equation 3: HC' = ~(~HC + ~m + m')). A sum that was wrong stays wrong.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn update<const N: usize>(checksum: u16, changes: [(u16, u16); N]) -> u16 {
     let sum = changes

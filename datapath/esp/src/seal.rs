@@ -179,12 +179,19 @@ pub fn seal<F: Frame>(
 }
 
 /// Puts the start of `bytes` to `place`, as much as that takes: all of it nearly always, and then without a call.
-#[inline]
+#[inline(always)]
 fn put<const N: usize>(place: &mut [u8], bytes: &[u8; N]) {
     match <&mut [u8; N]>::try_from(&mut *place) {
         Ok(place) => *place = *bytes,
-        Err(_) => place.copy_from_slice(&bytes[..place.len()]),
+        Err(_) => put_start(place, bytes),
     }
+}
+
+/// Apart, or the compiler makes one call of both.
+#[cold]
+#[inline(never)]
+fn put_start(place: &mut [u8], bytes: &[u8]) {
+    place.copy_from_slice(&bytes[..place.len()]);
 }
 
 /// Moves the `length` bytes at `from` to `to`. Headers are nearly always so long that two halves of fixed length, which
