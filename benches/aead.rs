@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group};
-use culvert_benches::{Clocks, clocks};
+use culvert_benches::clocks::{self, Clocks};
 use culvert_esp::aead::Aead;
 use culvert_esp::{Backend, MAX_ICV};
 use culvert_proto::sa::Cipher;
@@ -103,24 +103,25 @@ fn times(criterion: &mut Criterion) {
 /// Clocks of one call for each backend, which take turns: what disturbs the machine disturbs all.
 fn turns(work: Work, cipher: Cipher, size: usize) -> Vec<(Backend, Clocks)> {
     let mut contenders: Vec<_> = backends(cipher)
-        .map(|(backend, aead)| (backend, aead, Vec::with_capacity(ROUNDS)))
+        .map(|(backend, aead)| (backend, aead, Clocks::default()))
         .collect();
     let mut texts = vec![vec![0x42; size + MAX_ICV]; BATCH];
     for _ in 0..ROUNDS {
-        for (_, aead, samples) in &mut contenders {
+        for (_, aead, clocks) in &mut contenders {
             for text in &mut texts {
                 work.prepare(aead, text);
             }
-            let start = clocks();
-            for text in &mut texts {
-                work.run(aead, black_box(text));
-            }
-            samples.push((clocks() - start) / BATCH as u64);
+            let taken = clocks::of(|| {
+                for text in &mut texts {
+                    work.run(aead, black_box(text));
+                }
+            });
+            clocks.add(taken, BATCH);
         }
     }
     contenders
         .into_iter()
-        .map(|(backend, _, samples)| (backend, Clocks::of(samples)))
+        .map(|(backend, _, clocks)| (backend, clocks))
         .collect()
 }
 
@@ -132,16 +133,17 @@ fn table() {
     }
     for (work, name) in Work::ALL {
         for cipher in Cipher::COMMON {
-            let columns = SIZES.map(|size| turns(work, cipher, size));
+            let mut columns = SIZES.map(|size| turns(work, cipher, size));
             table += &format!("\n{name} {cipher}");
-            for (row, (backend, _)) in columns[0].iter().enumerate() {
-                table += &format!("\n  {:<22}", backend.name());
-                for (column, size) in columns.iter().zip(SIZES) {
-                    let Clocks { best, median } = column[row].1;
-                    table += &format!("{best:>8}");
+            for row in 0..columns[0].len() {
+                let backend = columns[0][row].0.name();
+                table += &format!("\n  {backend:<22}");
+                for (column, size) in columns.iter_mut().zip(SIZES) {
+                    let clocks = &mut column[row].1;
+                    let (best, median) = (clocks.best(), clocks.median());
+                    table += &format!("{best:>8.0}");
                     println!(
-                        "clocks {name}/{cipher}/{}/{size} best={best} median={median}",
-                        backend.name()
+                        "clocks {name}/{cipher}/{backend}/{size} best={best:.0} median={median:.0}"
                     );
                 }
             }

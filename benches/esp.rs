@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use culvert_benches::{geneve, inbound_sa, outbound_sa, restore, with_room};
-use culvert_esp::aead::Aead;
+use culvert_benches::{
+    aead, geneve, inbound_sa, nonce, outbound_sa, restore, text_length, with_room,
+};
 use culvert_esp::buffer::{Frame, HeapFrame};
-use culvert_esp::{Backend, MAX_ICV, TRAILER, open, seal};
+use culvert_esp::{Backend, MAX_ICV, open, seal};
 use culvert_proto::sa::Cipher;
 
 /// Bytes of the UDP datagram.
@@ -20,20 +21,6 @@ const SIZES: [usize; 5] = [64, 256, 512, 1400, 8900];
 const MTU: usize = 9216;
 /// Packets that are timed together, as a worker takes them.
 const BATCH: usize = 64;
-
-fn aead(cipher: Cipher, backend: Backend) -> Aead {
-    Aead::new(
-        backend,
-        cipher.algorithm(),
-        &vec![0x5a; cipher.key_length()],
-    )
-    .expect("a good key")
-}
-
-/// Length of the text that the cipher sees for a datagram of `size` bytes.
-fn text_length(size: usize) -> usize {
-    (size + TRAILER).next_multiple_of(4)
-}
 
 /// Times `work` on `iterations` frames in batches; `prepare` makes a batch ready outside the clock.
 fn timed<T>(
@@ -73,9 +60,8 @@ fn sealing(criterion: &mut Criterion) {
                             |texts| {
                                 for text in texts {
                                     number += 1;
-                                    let mut nonce = [0; 12];
-                                    nonce[4..].copy_from_slice(&number.to_be_bytes());
-                                    black_box(bare.seal(nonce, &[0; 12], text)).expect("sealed");
+                                    black_box(bare.seal(nonce(number), &[0; 12], text))
+                                        .expect("sealed");
                                 }
                             },
                         )

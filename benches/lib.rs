@@ -1,9 +1,12 @@
 //! What the benchmarks share: SAs and frames.
 
+pub mod clocks;
+
 use std::net::IpAddr;
 
+use culvert_esp::aead::Aead;
 use culvert_esp::buffer::{Frame, HeapFrame};
-use culvert_esp::{Backend, InboundSa, MAX_HEADROOM, MAX_TAILROOM, OutboundSa};
+use culvert_esp::{Backend, InboundSa, MAX_HEADROOM, MAX_TAILROOM, OutboundSa, TRAILER};
 use culvert_packet::headers::{self, Headers};
 use culvert_proto::sa::{Cipher, Direction, Keymat, Lifetime, SaId, SaSpec, Spi, StateRef};
 use culvert_state::Words;
@@ -38,6 +41,34 @@ fn spec(cipher: Cipher, direction: Direction) -> SaSpec {
     }
 }
 
+/// The SA that packets are sealed under, and as its peer has it.
+#[must_use]
+pub fn specs(cipher: Cipher) -> [SaSpec; 2] {
+    [Direction::Out, Direction::In].map(|direction| spec(cipher, direction))
+}
+
+/// The cipher alone, under the SAs' key.
+#[must_use]
+pub fn aead(cipher: Cipher, backend: Backend) -> Aead {
+    let key = vec![0x5a; cipher.key_length()];
+    Aead::new(backend, cipher.algorithm(), &key).expect("a good key")
+}
+
+/// A nonce for the cipher alone.
+#[inline]
+#[must_use]
+pub fn nonce(number: u64) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&number.to_be_bytes());
+    nonce
+}
+
+/// Length of the text that the cipher sees for a UDP datagram of `size` bytes.
+#[must_use]
+pub fn text_length(size: usize) -> usize {
+    (size + TRAILER).next_multiple_of(4)
+}
+
 /// An outbound SA on fresh state.
 #[must_use]
 pub fn outbound_sa(cipher: Cipher, backend: Backend) -> OutboundSa {
@@ -66,6 +97,8 @@ pub fn geneve(size: usize) -> (Vec<u8>, Headers) {
     frame.extend(ADDRESSES.concat());
     frame.extend([0xc0, 0, 0x17, 0xc1]);
     frame.extend(udp.to_be_bytes());
+    // No UDP checksum; Geneve with Ethernet in it.
+    frame.extend([0, 0, 0, 0, 0x65, 0x58, 0, 0, 77, 0]);
     frame.resize(34 + size, 0x42);
     let headers = headers::walk(&frame[..]).expect("a good packet");
     (frame, headers)
@@ -84,51 +117,8 @@ pub fn restore(into: &mut HeapFrame, start: usize, length: usize, frame: &[u8]) 
     into.set_bounds(start..start + length);
 }
 
-/// Clocks that something takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Clocks {
-    /// The least of many: undisturbed.
-    pub best: u64,
-    /// Half of the times it took no more.
-    pub median: u64,
-}
-
-impl Clocks {
-    /// Of many measurements.
-    ///
-    /// # Panics
-    /// There is no measurement.
-    #[must_use]
-    pub fn of(mut samples: Vec<u64>) -> Self {
-        samples.sort_unstable();
-        Self {
-            best: samples[0],
-            median: samples[samples.len() / 2],
-        }
-    }
-}
-
-/// The time stamp counter, after all that was before is done.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[must_use]
-pub fn clocks() -> u64 {
-    use std::arch::x86_64::{__rdtscp, _mm_lfence};
-    let mut core = 0;
-    // SAFETY: every 64-bit CPU has it, and it writes nothing but that number.
-    let clocks = unsafe { __rdtscp(&raw mut core) };
-    // SAFETY: as above; what comes behind does not start before.
-    unsafe { _mm_lfence() };
-    clocks
-}
-
-/// Nanoseconds, where no counter of clocks is known.
-#[cfg(not(target_arch = "x86_64"))]
-#[inline]
-#[must_use]
-pub fn clocks() -> u64 {
-    use std::sync::LazyLock;
-    use std::time::Instant;
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
+/// Calls `work`. Callgrind is told to count what happens in here alone, and not how packets are made ready.
+#[inline(never)]
+pub fn counted(work: &mut dyn FnMut()) {
+    work();
 }

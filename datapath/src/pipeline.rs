@@ -3,18 +3,21 @@
 //! Both directions take two steps: *sort* puts fragments together, walks headers and finds each frame's SA, *work*
 //! goes over runs of frames of the same SA, so that a run costs one lease and one update of counters.
 
+mod sort;
+
 use culvert_esp::open::{self, Opened};
-use culvert_esp::sa::Counts;
+use culvert_esp::usage::Counts;
 use culvert_esp::{InboundSa, OutboundSa, seal};
-use culvert_packet::headers::{self, Fragment, Headers, Kind, Packet, Stop};
+use culvert_packet::headers::{self, Fragment, Headers, Stop, Version};
 use culvert_packet::reason::DropReason;
 
 use crate::frame::Frame;
-use crate::geneve;
+use crate::geneve::Geneve;
 use crate::sizes::fragment::{self, Fragmenter, may_fragment};
 use crate::sizes::reassembly::{DATAGRAMS, Loss, Reassembly};
 use crate::sizes::{Supply, too_big};
-use crate::tables::{Outbound, Tables};
+use crate::tables::Tables;
+use sort::{Find, Last, ToOpen, ToSeal, check, walk};
 
 /// In place of an SA's index: the packet goes on in clear, as a policy says.
 const IN_CLEAR: u32 = u32::MAX;
@@ -24,18 +27,25 @@ const FROM_HOST: usize = 0;
 /// The other one.
 const FROM_WIRE: usize = 1;
 
+/// Whence, as the index of a table of fragments, and when, as in [`Pipeline::outbound`].
+#[derive(Clone, Copy)]
+struct Arrival {
+    from: usize,
+    now: u64,
+}
+
 /// A frame whose headers are walked and whose SA is found.
 #[derive(Debug)]
 struct Sorted {
     frame: Frame,
+    headers: Headers,
     found: Found,
     outcome: Outcome,
 }
 
 /// What sorting finds.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Found {
-    headers: Headers,
     /// Index of the SA in the snapshot, or [`IN_CLEAR`].
     sa: u32,
     /// The UDP port that ESP came from, if it came in UDP; inbound only.
@@ -107,9 +117,8 @@ impl Pipeline {
         batch: impl Iterator<Item = Frame>,
         sink: &mut impl Sink,
     ) {
-        self.sort(FROM_HOST, now, batch, sink, |frame, headers| {
-            sort_outbound(tables, frame, headers)
-        });
+        let from = FROM_HOST;
+        self.sort(Arrival { from, now }, batch, sink, ToSeal::by(tables));
         for run in self.sorted.chunk_by_mut(|a, b| a.found.sa == b.found.sa) {
             let index = run[0].found.sa;
             if index == IN_CLEAR {
@@ -131,9 +140,8 @@ impl Pipeline {
         batch: impl Iterator<Item = Frame>,
         sink: &mut impl Sink,
     ) {
-        self.sort(FROM_WIRE, now, batch, sink, |frame, headers| {
-            sort_inbound(tables, frame, headers)
-        });
+        let from = FROM_WIRE;
+        self.sort(Arrival { from, now }, batch, sink, ToOpen::by(tables));
         for run in self.sorted.chunk_by_mut(|a, b| a.found.sa == b.found.sa) {
             let index = run[0].found.sa;
             if index == IN_CLEAR {
@@ -158,47 +166,97 @@ impl Pipeline {
     /// Finds headers and SA of each frame.
     fn sort(
         &mut self,
-        from: usize,
-        now: u64,
+        arrival: Arrival,
         batch: impl Iterator<Item = Frame>,
         sink: &mut impl Sink,
-        find: impl Fn(&Frame, Headers) -> Result<Found, DropReason>,
+        mut find: impl Find,
     ) {
-        for mut frame in batch {
-            let mut walked = walk(&frame);
-            if let Ok(headers) = &walked
-                && headers.fragment != Fragment::Whole
-            {
-                // RFC 4303 §3.3.4 [3.3.4-whole-datagrams, 3.3.4-reassembled-before]: only what is whole goes on.
-                let Some(whole) = self.reassemble(from, frame, headers, now, sink) else {
-                    continue;
-                };
-                frame = whole;
-                // RFC 4303 §3.4.1 [3.4.1-fragment-discarded]
-                // What was cut twice is no ESP of an honest sender.
-                walked = walk(&frame).and_then(|headers| match headers.fragment {
-                    Fragment::Whole => Ok(headers),
-                    _ => Err(DropReason::FragmentMalformed),
-                });
+        for frame in batch {
+            // IP versions apart, to the end: to bring together what the two walks find takes longer than a walk.
+            let packet = frame.bytes();
+            match headers::find_ip(packet) {
+                Some((Version::V4, ip)) => {
+                    let walked = headers::walk_v4(packet, ip);
+                    self.sort_walked(arrival, frame, walked, sink, &mut find);
+                }
+                Some((Version::V6, ip)) => {
+                    let walked = headers::walk_v6(packet, ip);
+                    self.sort_walked(arrival, frame, walked, sink, &mut find);
+                }
+                None => sink.discard(frame, DropReason::NotOurs),
             }
-            match walked.and_then(|headers| find(&frame, headers)) {
-                Ok(found) => self.sorted.push(Sorted {
-                    frame,
-                    found,
-                    outcome: Outcome::Drop(DropReason::NotOurs),
-                }),
-                Err(reason) => sink.discard(frame, reason),
+        }
+    }
+
+    #[inline(always)]
+    fn sort_walked(
+        &mut self,
+        arrival: Arrival,
+        frame: Frame,
+        walked: Result<Headers, Stop>,
+        sink: &mut impl Sink,
+        find: &mut impl Find,
+    ) {
+        match check(&frame, walked) {
+            Ok(headers) if headers.fragment == Fragment::Whole => {
+                self.sort_whole(frame, headers, sink, find);
             }
+            Ok(headers) => self.sort_fragment(arrival, frame, headers, sink, find),
+            Err(reason) => sink.discard(frame, reason),
+        }
+    }
+
+    #[inline(always)]
+    fn sort_whole(
+        &mut self,
+        frame: Frame,
+        headers: Headers,
+        sink: &mut impl Sink,
+        find: &mut impl Find,
+    ) {
+        // Behind the datagram's end is Ethernet's padding, which is none of it.
+        match find.find(&frame.bytes()[..headers.end], &headers) {
+            Ok(found) => self.sorted.push(Sorted {
+                frame,
+                headers,
+                found,
+                outcome: Outcome::Drop(DropReason::NotOurs),
+            }),
+            Err(reason) => sink.discard(frame, reason),
+        }
+    }
+
+    // RFC 4303 §3.3.4 [3.3.4-whole-datagrams, 3.3.4-reassembled-before]: only what is whole goes on.
+    #[cold]
+    #[inline(never)]
+    fn sort_fragment(
+        &mut self,
+        arrival: Arrival,
+        frame: Frame,
+        headers: Headers,
+        sink: &mut impl Sink,
+        find: &mut impl Find,
+    ) {
+        let Some(whole) = self.reassemble(arrival, frame, &headers, sink) else {
+            return;
+        };
+        match walk(&whole) {
+            Ok(headers) if headers.fragment == Fragment::Whole => {
+                self.sort_whole(whole, headers, sink, find);
+            }
+            // RFC 4303 §3.4.1 [3.4.1-fragment-discarded]
+            // What was cut twice is no ESP of an honest sender.
+            Ok(_) => sink.discard(whole, DropReason::FragmentMalformed),
+            Err(reason) => sink.discard(whole, reason),
         }
     }
 
     /// The datagram that a fragment makes whole.
     fn reassemble(
         &mut self,
-        from: usize,
+        Arrival { from, now }: Arrival,
         frame: Frame,
         headers: &Headers,
-        now: u64,
         sink: &mut impl Sink,
     ) -> Option<Frame> {
         let outcome = self.reassembly[from].insert(frame, headers, now);
@@ -268,11 +326,11 @@ fn seal_run(sa: &OutboundSa, wire_mtu: usize, now: u64, run: &mut [Sorted]) {
     let (mut packets, mut bytes) = (0, 0);
     for Sorted {
         frame,
-        found,
+        headers,
         outcome,
+        ..
     } in run
     {
-        let headers = &found.headers;
         let plan = seal::plan(sa, headers, wire_mtu);
         let too_long = plan.length > wire_mtu;
         *outcome = if too_long && !may_fragment(frame.bytes(), headers) {
@@ -306,8 +364,9 @@ fn seal_run(sa: &OutboundSa, wire_mtu: usize, now: u64, run: &mut [Sorted]) {
 /// Whether a packet is sealed: it fits the wire then, or may be fragmented.
 #[inline]
 fn fits(sa: &OutboundSa, wire_mtu: usize, packet: &Sorted) -> bool {
-    let headers = &packet.found.headers;
-    seal::plan(sa, headers, wire_mtu).length <= wire_mtu
+    let headers = &packet.headers;
+    headers.end - headers.ip + sa.most_growth() <= wire_mtu
+        || seal::plan(sa, headers, wire_mtu).length <= wire_mtu
         || may_fragment(packet.frame.bytes(), headers)
 }
 
@@ -324,20 +383,22 @@ fn answer(frame: &mut Frame, headers: &Headers, mtu: usize) -> Outcome {
 fn open_run(tables: &Tables, sa: &InboundSa, host_mtu: usize, now: u64, run: &mut [Sorted]) {
     let mut budget = sa.budget(now);
     let mut counts = Counts::default();
+    let mut last = Last::default();
     for Sorted {
         frame,
+        headers,
         found,
         outcome,
     } in run
     {
         let result = if budget.is_left() {
-            open::open(sa, found.port.is_some(), &found.headers, frame)
+            open::open(sa, found.port.is_some(), headers, frame)
         } else {
             Err(DropReason::SaExpired)
         };
         let admitted = result.and_then(|opened| {
-            follow(tables, sa, found, &opened);
-            admit(tables, sa, frame, found, &opened).map(|()| opened.length)
+            follow(tables, sa, headers, *found, &opened);
+            admit(tables, sa, &mut last, frame, headers, *found, &opened).map(|()| opened.length)
         });
         *outcome = match admitted {
             Ok(length) => {
@@ -345,7 +406,6 @@ fn open_run(tables: &Tables, sa: &InboundSa, host_mtu: usize, now: u64, run: &mu
                 counts.packets += 1;
                 counts.bytes += length as u64;
                 counts.authenticated += 1;
-                let headers = &found.headers;
                 if frame.len() - headers.ip <= host_mtu {
                     Outcome::Send
                 } else if may_fragment(frame.bytes(), headers) {
@@ -376,11 +436,11 @@ fn open_run(tables: &Tables, sa: &InboundSa, host_mtu: usize, now: u64, run: &mu
 fn pass_run(mtu: usize, run: &mut [Sorted]) {
     for Sorted {
         frame,
-        found,
+        headers,
         outcome,
+        ..
     } in run
     {
-        let headers = &found.headers;
         *outcome = if headers.end - headers.ip <= mtu {
             Outcome::Pass
         } else if may_fragment(frame.bytes(), headers) {
@@ -393,104 +453,39 @@ fn pass_run(mtu: usize, run: &mut [Sorted]) {
 
 /// A peer behind NAT may have moved to another port: what goes to it follows.
 #[inline]
-fn follow(tables: &Tables, sa: &InboundSa, found: &Found, opened: &Opened) {
+fn follow(tables: &Tables, sa: &InboundSa, headers: &Headers, found: Found, opened: &Opened) {
     let Some(port) = found.port else { return };
     let Headers {
         source,
         destination,
         ..
-    } = &found.headers;
+    } = headers;
     if sa.sent_from(opened.sequence, source, port) && sa.is_between(source, destination) {
         tables.peers(found.sa).for_each(|peer| peer.follow(port));
     }
 }
 
 /// RFC 4301 §5.2 step 4: what came out must be between the ends of its SA, as the IP header is not authenticated, and
-/// be what the policy of its SA lets in.
+/// be what the policy of its SA lets in. `last` is of this SA, so of its ends.
 #[inline]
 fn admit(
     tables: &Tables,
     sa: &InboundSa,
+    last: &mut Last<Geneve, ()>,
     frame: &Frame,
-    found: &Found,
+    headers: &Headers,
+    found: Found,
     opened: &Opened,
 ) -> Result<(), DropReason> {
-    let ends = [found.headers.source, found.headers.destination];
+    let ends = [headers.source, headers.destination];
     if !sa.is_between(&ends[0], &ends[1]) {
         return Err(DropReason::PolicyMismatch);
     }
-    let query = opened
+    let geneve = opened
         .udp
-        .and_then(|udp| geneve::query(frame.bytes(), udp, ends, false))
+        .and_then(|udp| Geneve::read(frame.bytes(), udp, false))
         .ok_or(DropReason::PolicyMismatch)?;
-    tables.admit(&query, found.sa)
-}
-
-#[inline]
-fn sort_outbound(tables: &Tables, frame: &Frame, headers: Headers) -> Result<Found, DropReason> {
-    // Behind the datagram's end, Ethernet's padding is no UDP header.
-    let bytes = &frame.bytes()[..headers.end];
-    match headers::classify(bytes, &headers) {
-        Kind::Geneve => {}
-        Kind::Truncated => return Err(DropReason::Malformed),
-        _ => return Err(DropReason::NotOurs),
-    }
-    let ends = [headers.source, headers.destination];
-    let query = geneve::query(bytes, headers.transport, ends, true).ok_or(DropReason::NotOurs)?;
-    let sa = match tables.lookup_outbound(&query) {
-        Outbound::Sa(sa) => sa,
-        Outbound::Bypass => IN_CLEAR,
-        Outbound::Drop(reason) => return Err(reason),
-    };
-    Ok(Found {
-        headers,
-        sa,
-        port: None,
+    last.or_find(geneve, |geneve| {
+        tables.admit(&geneve.query(ends, false), found.sa)
     })
-}
-
-#[inline]
-fn sort_inbound(tables: &Tables, frame: &Frame, headers: Headers) -> Result<Found, DropReason> {
-    let bytes = &frame.bytes()[..headers.end];
-    let (spi, port) = match headers::classify(bytes, &headers) {
-        Kind::Esp(spi) => (spi, None),
-        Kind::EspInUdp(spi) => {
-            let port = bytes.read(headers.transport).map(u16::from_be_bytes);
-            (spi, Some(port.ok_or(DropReason::Truncated)?))
-        }
-        Kind::Geneve => {
-            let ends = [headers.source, headers.destination];
-            let query =
-                geneve::query(bytes, headers.transport, ends, false).ok_or(DropReason::NotOurs)?;
-            tables.admit_clear(&query)?;
-            return Ok(Found {
-                headers,
-                sa: IN_CLEAR,
-                port: None,
-            });
-        }
-        Kind::Truncated => return Err(DropReason::Truncated),
-        Kind::LaterFragment | Kind::NatKeepalive | Kind::OtherUdp | Kind::Other => {
-            return Err(DropReason::NotOurs);
-        }
-    };
-    if spi < headers::FIRST_SPI {
-        return Err(DropReason::ReservedSpi);
-    }
-    // RFC 4303 §3.4.2 [3.4.2-no-sa-discarded]
-    let sa = tables
-        .lookup_inbound(spi, headers.destination)
-        .ok_or(DropReason::UnknownSpi)?;
-    Ok(Found { headers, sa, port })
-}
-
-#[inline]
-fn walk(frame: &Frame) -> Result<Headers, DropReason> {
-    match headers::walk(frame.bytes()) {
-        Ok(headers) if headers.transport <= headers.end && headers.end <= frame.len() => {
-            Ok(headers)
-        }
-        Ok(_) | Err(Stop::Malformed) => Err(DropReason::Malformed),
-        Err(Stop::NotIp) => Err(DropReason::NotOurs),
-    }
 }

@@ -2,11 +2,15 @@
 
 use culvert_packet::headers::{Address, UDP};
 
-/// The checksum after a 16-bit word that it covers has changed from `before` to `after`
+/// The checksum after 16-bit words that it covers have changed, each from the first to the second of `changes`
 /// (RFC 1624 §3, equation 3: HC' = ~(~HC + ~m + m')). A sum that was wrong stays wrong.
+#[inline(always)]
 #[must_use]
-pub fn update(checksum: u16, before: u16, after: u16) -> u16 {
-    finish(u64::from(!checksum) + u64::from(!before) + u64::from(after))
+pub fn update<const N: usize>(checksum: u16, changes: [(u16, u16); N]) -> u16 {
+    let sum = changes
+        .iter()
+        .map(|(before, after)| u64::from(!before) + u64::from(*after));
+    finish(u64::from(!checksum) + sum.sum::<u64>())
 }
 
 /// UDP checksum over the IPv6 pseudo header and `datagram`, whose checksum field is zero.
@@ -33,6 +37,7 @@ pub fn sum(bytes: &[u8]) -> u64 {
 }
 
 /// The checksum that belongs to a sum; zero if the sum covers a checksum that is right.
+#[inline]
 #[must_use]
 #[expect(
     clippy::cast_possible_truncation,
@@ -63,7 +68,7 @@ mod tests {
         for length in [0_u16, 1, 84, 1500, 0xffff] {
             header[2..4].copy_from_slice(&length.to_be_bytes());
             assert_eq!(
-                update(before, 84, length),
+                update(before, [(84, length)]),
                 whole(&header),
                 "length {length}"
             );

@@ -15,6 +15,7 @@ pub mod replay;
 pub mod sa;
 pub mod seal;
 pub mod sequence;
+pub mod usage;
 
 pub use aead::{Backend, Choice};
 pub use sa::{InboundSa, OutboundSa, SaError};

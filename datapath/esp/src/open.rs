@@ -5,7 +5,7 @@ use culvert_packet::reason::DropReason;
 
 use crate::buffer::Frame;
 use crate::sa::InboundSa;
-use crate::seal::set_ip;
+use crate::seal::{move_headers, set_ip};
 use crate::{ESP_HEADER, MAX_ICV, TRAILER, UDP_HEADER};
 
 /// Next header of a dummy packet (RFC 4303 §2.6).
@@ -51,10 +51,9 @@ pub fn open<F: Frame>(
         .and_then(|packet| packet.get_mut(..headers.end))
         .ok_or(DropReason::Malformed)?;
 
-    let cipher = sa.common.cipher;
     let esp = headers.transport + if encapsulated { UDP_HEADER } else { 0 };
-    let text = esp + ESP_HEADER + cipher.iv_length();
-    let icv = packet.len().saturating_sub(cipher.icv_length());
+    let text = esp + ESP_HEADER + sa.common.iv_length;
+    let icv = packet.len().saturating_sub(sa.common.icv_length);
     if text + TRAILER > icv {
         return Err(DropReason::Truncated);
     }
@@ -90,10 +89,10 @@ pub fn open<F: Frame>(
         .ok_or(DropReason::BadPad)?;
     // RFC 4303 [2.4-padding, 2.4-pad-inspected, 3.4.4.1-pad-inspected]
     // RFC 4303 §2.4: the receiver should inspect the padding.
-    let mut expected = 1..=pad;
     if !clear[payload..]
         .iter()
-        .all(|byte| expected.next() == Some(*byte))
+        .zip(1_u16..)
+        .all(|(byte, expected)| u16::from(*byte) == expected)
     {
         return Err(DropReason::BadPad);
     }
@@ -107,7 +106,7 @@ pub fn open<F: Frame>(
     }
 
     let front = text - headers.transport;
-    packet.copy_within(..headers.transport, front);
+    move_headers(packet, 0, front, headers.transport);
     set_ip(
         &mut packet[front..],
         headers,
@@ -142,10 +141,9 @@ fn authenticate(
     sequence: u64,
     iv: [u8; 8],
 ) -> Result<(), crate::aead::Refused> {
-    let cipher = sa.common.cipher;
     let nonce = sa.common.nonce(iv);
     // RFC 4303 §1 [1-integrity-only]
-    if !cipher.encrypts() {
+    if !sa.common.encrypts {
         return sa
             .common
             .authenticated(packet, esp, icv, sequence, |aead, clear, icv| {
@@ -153,7 +151,7 @@ fn authenticate(
             });
     }
     let aad = sa.common.aad(sequence);
-    if cipher.icv_length() == MAX_ICV {
+    if sa.common.icv_length == MAX_ICV {
         sa.common.aead.open(nonce, aad.bytes(), &mut packet[text..])
     } else {
         let (text, icv) = packet[text..].split_at_mut(icv - text);

@@ -35,6 +35,7 @@ pub struct Token {
 
 impl Token {
     /// The extended sequence number that was inferred; without ESN its high half is zero.
+    #[inline]
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.sequence
@@ -69,12 +70,14 @@ impl ReplayWindow {
     }
 
     /// Size in packets.
+    #[inline]
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
 
     /// The highest sequence number authenticated, 0 for none: the window's right edge.
+    #[inline]
     #[must_use]
     pub fn highest(&self) -> u64 {
         self.words[HIGHEST].load(Ordering::Relaxed)
@@ -95,7 +98,7 @@ impl ReplayWindow {
     fn look(&self, low: u32) -> Result<Token, DropReason> {
         let highest = self.highest();
         let sequence = if self.esn {
-            self.infer(highest, low).ok_or(DropReason::TooOld)?
+            self.infer(highest, low)
         } else {
             u64::from(low)
         };
@@ -161,27 +164,14 @@ impl ReplayWindow {
     }
 
     // RFC 4303 [A2.2-high-half, 2.2.1-esn]
-    /// RFC 4303 appendix A2.2: the high half that puts `low` into the window or, failing that, ahead of
-    /// it. `None`: before the first number there is.
+    /// RFC 4303 appendix A2.2: the number that ends in `low` and is in the window or, failing that, ahead of it; both of
+    /// its cases in one, as that is the first such number from the window's left edge on. What would be before the
+    /// first number there is, wraps around to above [`LAST`].
     #[inline]
-    fn infer(&self, highest: u64, low: u32) -> Option<u64> {
-        let high = highest >> 32;
-        let edge = highest & 0xffff_ffff;
-        let low = u64::from(low);
-        let high = if edge + 1 >= self.size {
-            // Case A: the window lies within one half-space.
-            if low + self.size > edge {
-                high
-            } else {
-                high + 1
-            }
-        } else if low + self.size > edge + (1 << 32) {
-            // Case B: it spans two, and `low` is in the earlier one.
-            high.checked_sub(1)?
-        } else {
-            high
-        };
-        (high <= 0xffff_ffff).then_some(high << 32 | low)
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is asked for")]
+    fn infer(&self, highest: u64, low: u32) -> u64 {
+        let left = highest.wrapping_add(1).wrapping_sub(self.size);
+        left.wrapping_add(u64::from(low.wrapping_sub(left as u32)))
     }
 
     #[inline]

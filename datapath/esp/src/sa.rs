@@ -12,7 +12,9 @@ use culvert_state::{Words, handover};
 
 use crate::aead::{Aead, Backend};
 use crate::replay::ReplayWindow;
+use crate::seal;
 use crate::sequence::{self, Lease};
+use crate::usage::{Budget, Counts};
 
 /// Why an SA is refused; the text says which, what and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +76,10 @@ pub(crate) struct Common {
     salt: [u8; SALT_LENGTH],
     pub(crate) spi: u32,
     esn: bool,
-    pub(crate) cipher: Cipher,
+    /// What the cipher says of itself, so that no packet has to ask for it.
+    pub(crate) iv_length: usize,
+    pub(crate) icv_length: usize,
+    pub(crate) encrypts: bool,
     source: Address,
     destination: Address,
     hard: Budget,
@@ -88,6 +93,7 @@ pub(crate) struct Aad {
 }
 
 impl Aad {
+    #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
@@ -115,7 +121,9 @@ impl Common {
             salt: *salt,
             spi: id.spi.get(),
             esn: spec.esn,
-            cipher: spec.cipher,
+            iv_length: spec.cipher.iv_length(),
+            icv_length: spec.cipher.icv_length(),
+            encrypts: spec.cipher.encrypts(),
             source: address(spec.source),
             destination: address(id.destination),
             hard: Budget {
@@ -129,9 +137,11 @@ impl Common {
     /// RFC 4106 §4, RFC 7634 §2: nonce = salt ‖ IV. RFC 8750 §4: an implicit IV is the sequence number.
     #[inline]
     pub(crate) fn nonce(&self, iv: [u8; 8]) -> [u8; 12] {
-        let mut nonce = [0; 12];
-        nonce[..SALT_LENGTH].copy_from_slice(&self.salt);
-        nonce[SALT_LENGTH..].copy_from_slice(&iv);
+        // Put together as a number: the AEADs read eight bytes at once, which do not come fast from memory that was
+        // written four by four.
+        let nonce = u128::from(u64::from_le_bytes(iv)) << (8 * SALT_LENGTH)
+            | u128::from(u32::from_le_bytes(self.salt));
+        let [nonce @ .., _, _, _, _] = nonce.to_le_bytes();
         nonce
     }
 
@@ -215,32 +225,6 @@ impl Drop for Common {
     }
 }
 
-/// What may still go under an SA before its hard lifetime. Several workers see the same: together they may go
-/// beyond it by a batch each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Budget {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes. The packet that uses up the last of them goes whole, as with kernel xfrm.
-    pub bytes: u64,
-}
-
-impl Budget {
-    /// Whether a packet may go.
-    #[inline]
-    #[must_use]
-    pub fn is_left(&self) -> bool {
-        self.packets > 0 && self.bytes > 0
-    }
-
-    /// A packet of so many bytes went.
-    #[inline]
-    pub fn spend(&mut self, bytes: usize) {
-        self.packets = self.packets.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes as u64);
-    }
-}
-
 fn direction(spec: &SaSpec, wanted: Direction) -> Result<(), SaError> {
     if spec.id.direction == wanted {
         Ok(())
@@ -255,6 +239,7 @@ pub struct OutboundSa {
     pub(crate) common: Common,
     pub(crate) encapsulation: Option<UdpEncapsulation>,
     pub(crate) tfc: usize,
+    front: usize,
     last: u64,
 }
 
@@ -276,6 +261,7 @@ impl OutboundSa {
             common: Common::new(spec, state, backend)?,
             encapsulation: spec.encapsulation,
             tfc: usize::from(spec.tfc),
+            front: front(spec.cipher, spec.encapsulation.is_some()),
             last: sequence::last(spec.esn),
         })
     }
@@ -324,9 +310,17 @@ impl OutboundSa {
     }
 
     /// How many bytes a packet grows by in front.
+    #[inline]
     #[must_use]
     pub fn front(&self) -> usize {
-        front(self.common.cipher, self.encapsulation.is_some())
+        self.front
+    }
+
+    /// How many bytes a packet grows by at most; with TFC padding, at most if it has no room for that.
+    #[inline]
+    #[must_use]
+    pub fn most_growth(&self) -> usize {
+        self.front + seal::MOST_PADDING + crate::TRAILER + self.common.icv_length
     }
 
     /// From now on, sends to that UDP port: the peer behind NAT is there.
@@ -358,7 +352,7 @@ impl OutboundSa {
 
 // RFC 4303 §2.3 [2.3-alignment]: of ESP, 8 bytes and an IV of 8 or none; so the next layer begins at a multiple of 8.
 /// Bytes between the headers that stay and what is protected.
-pub(crate) fn front(cipher: Cipher, encapsulated: bool) -> usize {
+fn front(cipher: Cipher, encapsulated: bool) -> usize {
     let udp = if encapsulated { crate::UDP_HEADER } else { 0 };
     udp + crate::ESP_HEADER + cipher.iv_length()
 }
@@ -489,21 +483,4 @@ impl InboundSa {
     pub fn state(&self) -> &Words {
         &self.common.state
     }
-}
-
-/// What became of packets under an inbound SA.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Packets opened.
-    pub packets: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Packets that authenticated, also those that were dropped then.
-    pub authenticated: u64,
-    /// Packets received before.
-    pub replayed: u64,
-    /// Packets left of the window.
-    pub late: u64,
-    /// Packets that did not authenticate.
-    pub failed: u64,
 }

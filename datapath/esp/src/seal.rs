@@ -13,7 +13,7 @@ use crate::buffer::Frame;
 use crate::checksum;
 use crate::sa::OutboundSa;
 use crate::sequence::Sequence;
-use crate::{ESP_HEADER, TRAILER, UDP_HEADER};
+use crate::{ESP_HEADER, MAX_IV, TRAILER};
 
 /// How a packet is to be sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Plan {
 // RFC 4303 §2.4 [2.4-icv-aligned]
 /// RFC 4303 §2.4: what is encrypted fills 4-byte words.
 const ALIGNMENT: usize = 4;
+/// Padding that this takes at most.
+pub(crate) const MOST_PADDING: usize = ALIGNMENT - 1;
 
 /// Plans to seal a packet on a wire that takes IP packets of `mtu` bytes. It may become longer than that all the
 /// same; only TFC padding minds.
@@ -52,13 +54,13 @@ pub fn plan(sa: &OutboundSa, headers: &Headers, mtu: usize) -> Plan {
         payload,
         behind,
         pad,
-        length: headers.end - headers.ip + sa.front() + behind + sa.common.cipher.icv_length(),
+        length: headers.end - headers.ip + sa.front() + behind + sa.common.icv_length,
     }
 }
 
 /// The longest payload that fits IP packets of `mtu` bytes, behind `headers` bytes of IP header.
 fn most_payload(sa: &OutboundSa, headers: usize, mtu: usize) -> usize {
-    let around = headers + sa.front() + sa.common.cipher.icv_length();
+    let around = headers + sa.front() + sa.common.icv_length;
     (mtu.saturating_sub(around) / ALIGNMENT * ALIGNMENT).saturating_sub(TRAILER)
 }
 
@@ -91,7 +93,6 @@ pub fn seal<F: Frame>(
 ) -> Result<usize, DropReason> {
     let bounds = frame.bounds();
     let front = sa.front();
-    let cipher = sa.common.cipher;
     if bounds.start + headers.end > bounds.end || headers.inner + plan.payload != headers.end {
         return Err(DropReason::Malformed);
     }
@@ -105,7 +106,7 @@ pub fn seal<F: Frame>(
 
     // From here on, offsets count from the sealed frame's start.
     // RFC 4303 §3.1.1 [3.1.1-after-ip-header, 3.1.1-after-extensions, 3.1.1-destination-options]
-    packet.copy_within(front..front + headers.inner, 0);
+    move_headers(packet, front, 0, headers.inner);
     // RFC 4303 §2 [2-protocol-50]: ESP is 50, but for RFC 3948's encapsulation.
     let protocol = match sa.encapsulation {
         Some(_) => UDP,
@@ -125,30 +126,35 @@ pub fn seal<F: Frame>(
     // The IV is the extended sequence number: unique for the key, as RFC 4106 §3.1 asks, and what RFC 8750
     // §4 says of an implicit one.
     let iv = number.to_be_bytes();
-    let mut esp = headers.inner;
-    if sa.encapsulation.is_some() {
-        esp += UDP_HEADER;
-    }
     let text = headers.inner + front;
-    packet[esp..esp + 4].copy_from_slice(&sa.common.spi.to_be_bytes());
-    packet[esp + 4..esp + ESP_HEADER].copy_from_slice(&iv[4..]);
-    packet[esp + ESP_HEADER..text].copy_from_slice(&iv[..cipher.iv_length()]);
+    let esp = text - ESP_HEADER - sa.common.iv_length;
+    let mut header = [0; ESP_HEADER + MAX_IV];
+    header[..4].copy_from_slice(&sa.common.spi.to_be_bytes());
+    header[4..ESP_HEADER].copy_from_slice(&iv[4..]);
+    header[ESP_HEADER..].copy_from_slice(&iv);
+    put(&mut packet[esp..text], &header);
 
     // RFC 4303 [2.4-padding, 2.4-pad-bytes, 2.7-tfc-length]: what the datagram says of its length stays.
     // RFC 4303 §2.4: padding bytes are 1, 2, 3, …; §2.6: then their number and the next header. TFC padding
     // comes before.
-    let trailer = text + plan.payload;
-    let icv = trailer + plan.behind;
-    let tail = &mut packet[trailer..icv];
+    let icv = text + plan.payload + plan.behind;
+    let tail = &mut packet[text + plan.payload..icv];
     let (tfc, tail) = tail.split_at_mut(plan.behind - plan.pad - TRAILER);
-    tfc.fill(0);
-    tail[..plan.pad].copy_from_slice(&[1, 2, 3][..plan.pad]);
-    tail[plan.pad] = plan.pad.to_le_bytes()[0];
-    tail[plan.pad + 1] = headers.inner_protocol;
+    let [padding @ .., length, next] = tail else {
+        return Err(DropReason::Malformed);
+    };
+    if !tfc.is_empty() {
+        tfc.fill(0);
+    }
+    for (byte, value) in padding.iter_mut().zip(1..) {
+        *byte = value;
+    }
+    *length = plan.pad.to_le_bytes()[0];
+    *next = headers.inner_protocol;
 
     let nonce = sa.common.nonce(iv);
     // RFC 4303 §1 [1-integrity-only]
-    let tag = if cipher.encrypts() {
+    let tag = if sa.common.encrypts {
         let aad = sa.common.aad(number);
         sa.common
             .aead
@@ -159,8 +165,10 @@ pub fn seal<F: Frame>(
                 aead.seal(nonce, clear, &mut [])
             })
     };
-    let tag = tag.map_err(|_| DropReason::SealFailed)?;
-    packet[icv..].copy_from_slice(&tag[..cipher.icv_length()]);
+    let Ok(tag) = &tag else {
+        return Err(DropReason::SealFailed);
+    };
+    put(&mut packet[icv..], tag);
 
     if let Some(ports) = sa.encapsulation {
         let ports = [ports.source_port, sa.destination_port(ports)];
@@ -170,10 +178,44 @@ pub fn seal<F: Frame>(
     Ok(plan.payload)
 }
 
+/// Puts the start of `bytes` to `place`, as much as that takes: all of it nearly always, and then without a call.
+#[inline(always)]
+fn put<const N: usize>(place: &mut [u8], bytes: &[u8; N]) {
+    match <&mut [u8; N]>::try_from(&mut *place) {
+        Ok(place) => *place = *bytes,
+        Err(_) => put_start(place, bytes),
+    }
+}
+
+/// Apart, or the compiler makes one call of both.
+#[cold]
+#[inline(never)]
+fn put_start(place: &mut [u8], bytes: &[u8]) {
+    place.copy_from_slice(&bytes[..place.len()]);
+}
+
+/// Moves the `length` bytes at `from` to `to`. Headers are nearly always so long that two halves of fixed length, which
+/// overlap, do it without a call.
+#[inline]
+pub(crate) fn move_headers(packet: &mut [u8], from: usize, to: usize, length: usize) {
+    const HALF: usize = 32;
+    if (HALF..=2 * HALF).contains(&length)
+        && let Some(headers) = packet.get(from..from + length)
+        && let Some(&first) = headers.first_chunk::<HALF>()
+        && let Some(&last) = headers.last_chunk::<HALF>()
+        && let Some(place) = packet.get_mut(to..to + length)
+    {
+        place[..HALF].copy_from_slice(&first);
+        place[length - HALF..].copy_from_slice(&last);
+    } else {
+        packet.copy_within(from..from + length, to);
+    }
+}
+
 // RFC 4303 §3.3 [3.3-header-retained]
 /// Writes the datagram's new `length` (from the IP header to its end) and `protocol` (at `protocol_at`); all else that the IP
 /// header says stays: DSCP, ECN, TTL, identification, flow label.
-#[inline]
+#[inline(always)]
 pub(crate) fn set_ip(
     packet: &mut [u8],
     headers: &Headers,
@@ -189,15 +231,16 @@ pub(crate) fn set_ip(
                 .get_mut(ip..)
                 .and_then(<[u8]>::first_chunk_mut)
                 .ok_or(DropReason::Malformed)?;
-            let word =
-                |header: &[u8; 20], at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-            let mut sum = word(header, 10);
-            sum = checksum::update(sum, word(header, 2), length);
-            let before = word(header, 8);
+            // RFC 1071 §2: in whatever byte order the sum is made, it comes out in that.
+            let word = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
+            let changes = [
+                (word(2), length.to_be()),
+                (word(8), u16::from_ne_bytes([header[8], protocol])),
+            ];
+            let sum = checksum::update(word(10), changes);
             header[9] = protocol;
-            sum = checksum::update(sum, before, word(header, 8));
             header[2..4].copy_from_slice(&length.to_be_bytes());
-            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            header[10..12].copy_from_slice(&sum.to_ne_bytes());
         }
         Version::V6 => {
             let length = u16::try_from(length - 40).map_err(|_| DropReason::TooLarge)?;

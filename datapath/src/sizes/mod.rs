@@ -53,7 +53,7 @@ fn set_word(bytes: &mut [u8], at: usize, value: u16) {
 /// Writes the word at `at` of an IPv4 header, and corrects its checksum by the difference: a header that
 /// was damaged on its way does not become right by this.
 fn change_word(header: &mut [u8], at: usize, value: u16) {
-    let sum = checksum::update(word(header, 10), word(header, at), value);
+    let sum = checksum::update(word(header, 10), [(word(header, at), value)]);
     set_word(header, at, value);
     set_word(header, 10, sum);
 }

@@ -102,10 +102,12 @@ pub enum Stop {
 /// Maps an IPv4 address into an [`Address`].
 #[inline(always)]
 #[must_use]
-pub const fn mapped(v4: [u8; 4]) -> Address {
-    [
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
-    ]
+pub fn mapped(v4: [u8; 4]) -> Address {
+    // As two words, and not byte by byte: so it is copied then.
+    let mut address = [0; 16];
+    let low = 0xffff << 32 | u32::from_be_bytes(v4) as u64;
+    address[8..].copy_from_slice(&low.to_be_bytes());
+    address
 }
 
 /// Whether an address is an IPv4 address, mapped.
@@ -144,16 +146,17 @@ pub fn addresses<P: Packet + ?Sized>(packet: &P) -> Option<(Address, Address)> {
 
 /// IP version, and offset of the IP header, behind Ethernet and VLAN tags.
 #[inline(always)]
-fn find_ip<P: Packet + ?Sized>(packet: &P) -> Option<(Version, usize)> {
+pub fn find_ip<P: Packet + ?Sized>(packet: &P) -> Option<(Version, usize)> {
     let mut at = 12;
     let mut ethertype = u16::from_be_bytes(packet.read(at)?);
     at += 2;
     // IEEE 802.1Q: a tag is four bytes, of which the last two are the next EtherType.
     for _ in 0..2 {
-        if ethertype == ETH_VLAN[0] || ethertype == ETH_VLAN[1] {
-            ethertype = u16::from_be_bytes(packet.read(at + 2)?);
-            at += 4;
+        if ethertype != ETH_VLAN[0] && ethertype != ETH_VLAN[1] {
+            break;
         }
+        ethertype = u16::from_be_bytes(packet.read(at + 2)?);
+        at += 4;
     }
     match ethertype {
         ETH_IPV4 => Some((Version::V4, at)),
@@ -162,8 +165,12 @@ fn find_ip<P: Packet + ?Sized>(packet: &P) -> Option<(Version, usize)> {
     }
 }
 
+/// As [`walk`], from the IPv4 header at `ip` on.
+///
+/// # Errors
+/// As [`walk`].
 #[inline(always)]
-fn walk_v4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
+pub fn walk_v4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
     let header: [u8; 20] = packet.read(ip).ok_or(Stop::Malformed)?;
     let header_length = usize::from(header[0] & 0x0f) * 4;
     let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
@@ -193,8 +200,12 @@ fn walk_v4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
     })
 }
 
+/// As [`walk`], from the IPv6 header at `ip` on.
+///
+/// # Errors
+/// As [`walk`].
 #[inline(always)]
-fn walk_v6<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
+pub fn walk_v6<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
     let start: [u8; 8] = packet.read(ip).ok_or(Stop::Malformed)?;
     let source: [u8; 16] = packet.read(ip + 8).ok_or(Stop::Malformed)?;
     let destination: [u8; 16] = packet.read(ip + 24).ok_or(Stop::Malformed)?;

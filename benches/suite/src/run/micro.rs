@@ -70,6 +70,10 @@ fn cargo(bench: &str) -> Command {
         "--bench",
         bench,
     ]);
+    // It is compared with, and not used.
+    if bench == "aead" {
+        command.args(["--features", "ring"]);
+    }
     command
 }
 
