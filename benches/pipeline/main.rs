@@ -137,7 +137,7 @@ fn alternate<R>(
 fn packets(way: &str, size: usize, count: usize) {
     let way = Way::ALL.into_iter().find(|known| known.name() == way);
     let way = way.expect("in or out");
-    let mut rig = Rig::new(way, Cipher::Aes256Gcm16, Backend::default(), size, 256);
+    let mut rig = Rig::new(way, Cipher::Aes256Gcm16, Backend::AwsLc, size, 256);
     assert!(count.is_multiple_of(rig.batch()), "whole batches");
     for _ in 0..count / rig.batch() {
         rig.prepare();

@@ -262,6 +262,7 @@ fn tables(way: Way, cipher: Cipher, backend: Backend) -> (Tables, Words) {
         Way::Out => Ok(Words::on_heap(culvert_state::layout::outbound::WORDS)),
         Way::In => Ok(window.clone()),
     };
-    let database = Database::new(backend).updated(update, words);
+    let choice = backend.name().parse().expect("a backend of this machine");
+    let database = Database::new(choice).updated(update, words);
     (database.expect("a good update").snapshot(), window)
 }
