@@ -58,11 +58,10 @@ fn seal(aead: &Aead, text: &mut [u8]) {
 /// leaves, so they may come again.
 #[inline]
 fn around() -> [[u8; 12]; 2] {
-    let number = black_box(0x77_u64).to_be_bytes();
-    [black_box([0x5a; 4]), black_box([0xc0; 4])].map(|first| {
-        let mut all = [0; 12];
-        all[..4].copy_from_slice(&first);
-        all[4..].copy_from_slice(&number);
+    let number = black_box(0x77_u64).to_be();
+    [black_box(0x5a5a_5a5a_u32), black_box(0xc0c0_c0c0)].map(|first| {
+        let all = u128::from(number) << 32 | u128::from(first);
+        let [all @ .., _, _, _, _] = all.to_le_bytes();
         all
     })
 }

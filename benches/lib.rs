@@ -54,12 +54,11 @@ pub fn aead(cipher: Cipher, backend: Backend) -> Aead {
     Aead::new(backend, cipher.algorithm(), &key).expect("a good key")
 }
 
-/// A nonce for the cipher alone.
+/// A nonce for the cipher alone, stored as the ESP core stores it: how it was stored decides how fast it is loaded.
 #[inline]
 #[must_use]
 pub fn nonce(number: u64) -> [u8; 12] {
-    let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&number.to_be_bytes());
+    let [nonce @ .., _, _, _, _] = (u128::from(number.to_be()) << 32).to_le_bytes();
     nonce
 }
 

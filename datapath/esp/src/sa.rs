@@ -88,7 +88,7 @@ pub(crate) struct Common {
 
 /// Associated data of a packet: SPI and sequence number, 12 bytes with ESN, 8 without.
 pub(crate) struct Aad {
-    bytes: [u8; 12],
+    bytes: [u8; 16],
     length: usize,
 }
 
@@ -149,15 +149,16 @@ impl Common {
     /// RFC 4106 §5, RFC 7634 §2.1: AAD = SPI ‖ sequence number, of 64 bits with ESN.
     #[inline]
     pub(crate) fn aad(&self, sequence: u64) -> Aad {
-        let mut bytes = [0; 12];
-        bytes[..4].copy_from_slice(&self.spi.to_be_bytes());
-        let sequence = sequence.to_be_bytes();
-        if self.esn {
-            bytes[4..].copy_from_slice(&sequence);
-            Aad { bytes, length: 12 }
+        // Put together as a number, as the nonce is.
+        let (number, length) = if self.esn {
+            (sequence.to_be(), 12)
         } else {
-            bytes[4..8].copy_from_slice(&sequence[4..]);
-            Aad { bytes, length: 8 }
+            (sequence.to_be() >> 32, 8)
+        };
+        let bytes = u128::from(number) << 32 | u128::from(self.spi.to_be());
+        Aad {
+            bytes: bytes.to_le_bytes(),
+            length,
         }
     }
 

@@ -203,21 +203,20 @@ fn is_same(one: &[u8; TAG], other: &[u8; TAG]) -> bool {
 struct Vector(__m128i);
 
 impl Vector {
-    /// Salt and IV, or SPI and 64-bit sequence number, as they were stored: 4 bytes and 8.
+    /// Salt and IV, or SPI and 64-bit sequence number, read by halves as the ESP core stores them: 8 bytes and 4.
     #[inline]
     fn of_12(bytes: &[u8; 12]) -> Self {
-        let [a, b, c, d, rest @ ..] = *bytes;
-        let first = u64::from(u32::from_le_bytes([a, b, c, d]));
-        let rest = u64::from_le_bytes(rest);
-        Self::of(first | rest << 32, rest >> 32)
+        let [low @ .., a, b, c, d] = *bytes;
+        Self::of(
+            u64::from_le_bytes(low),
+            u64::from(u32::from_le_bytes([a, b, c, d])),
+        )
     }
 
-    /// SPI and 32-bit sequence number, as they were stored: 4 bytes and 4.
+    /// SPI and 32-bit sequence number.
     #[inline]
     fn of_8(bytes: &[u8; 8]) -> Self {
-        let [a, b, c, d, rest @ ..] = *bytes;
-        let first = u64::from(u32::from_le_bytes([a, b, c, d]));
-        Self::of(first | u64::from(u32::from_le_bytes(rest)) << 32, 0)
+        Self::of(u64::from_le_bytes(*bytes), 0)
     }
 
     #[inline]

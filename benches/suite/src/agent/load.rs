@@ -15,11 +15,11 @@ const TALK_WINDOW: &str = "85K";
 /// UDP that may be lost, in percent.
 const LOSS: f64 = 0.1;
 /// Rates of UDP rise by that factor, from one that everyone can do.
-const STEP: f64 = 1.25;
+const STEP: f64 = 1.4;
 /// First rate in packets a second.
 const FIRST: f64 = 20_000.0;
 /// Rates tried at most.
-const TRIES: u32 = 24;
+const TRIES: u32 = 16;
 /// Seconds of each of them.
 const TRIAL: u32 = 1;
 /// Seconds that iperf3 may take longer than it was told. Its own limits do not end a client whose packets are lost for good.
