@@ -2,9 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::{Event, Stop};
 
@@ -12,6 +16,8 @@ use super::{Event, Stop};
 const RUN: &str = "tests/guest/run";
 /// Seconds after which a guest is hung for sure.
 const LIMIT: &str = "14400";
+/// How soon it is seen that somebody wants us to end.
+const LOOK: Duration = Duration::from_millis(100);
 /// What a line that is an event begins with.
 const MARK: char = '@';
 
@@ -41,17 +47,39 @@ pub fn measure(arguments: &[String], stop: &Stop, tell: &mut dyn FnMut(Event)) -
         .spawn()
         .context(RUN)?;
     let output = guest.stdout.take().context("no output")?;
+    let pid = Pid::from_raw(guest.id().cast_signed());
+    let ended = AtomicBool::new(false);
+    let heard = std::thread::scope(|scope| {
+        // Whoever reads lines does not see that somebody wants us to end.
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                if stop.is_set() {
+                    let _ = kill(pid, Signal::SIGTERM);
+                    break;
+                }
+                std::thread::sleep(LOOK);
+            }
+        });
+        let heard = hear(output, tell);
+        ended.store(true, Ordering::Relaxed);
+        heard
+    });
+    let status = guest.wait()?;
+    stop.check()?;
+    heard?;
+    if !status.success() {
+        bail!("{RUN}: {status}");
+    }
+    Ok(())
+}
+
+fn hear(output: ChildStdout, tell: &mut dyn FnMut(Event)) -> Result<()> {
     for line in BufReader::new(output).lines() {
         let line = line?;
         match line.strip_prefix(MARK) {
             Some(json) => tell(serde_json::from_str(json).context("an event")?),
             None => eprintln!("guest: {line}"),
         }
-    }
-    let status = guest.wait()?;
-    stop.check()?;
-    if !status.success() {
-        bail!("{RUN}: {status}");
     }
     Ok(())
 }
