@@ -7,6 +7,8 @@ pub const ETH_IPV4: u16 = 0x0800;
 pub const ETH_IPV6: u16 = 0x86dd;
 /// EtherTypes of a VLAN tag: 802.1Q and 802.1ad.
 pub const ETH_VLAN: [u16; 2] = [0x8100, 0x88a8];
+/// IP protocol TCP.
+pub const TCP: u8 = 6;
 /// IP protocol UDP.
 pub const UDP: u8 = 17;
 /// IP protocol ESP (RFC 4303).
@@ -131,6 +133,21 @@ pub fn walk<P: Packet + ?Sized>(packet: &P) -> Result<Headers, Stop> {
         Some((Version::V4, at)) => walk_v4(packet, at),
         Some((Version::V6, at)) => walk_v6(packet, at),
         None => Err(Stop::NotIp),
+    }
+}
+
+/// Walks the headers of a packet from the IP header at `ip` on, of the version that its first byte says: for what is
+/// in a tunnel, where other headers stand before it. [`Headers`] counts from the start of `packet`.
+///
+/// # Errors
+/// As [`walk`].
+#[inline(always)]
+pub fn walk_ip<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers, Stop> {
+    let [first] = packet.read(ip).ok_or(Stop::Malformed)?;
+    match first >> 4 {
+        4 => walk_v4(packet, ip),
+        6 => walk_v6(packet, ip),
+        _ => Err(Stop::NotIp),
     }
 }
 
