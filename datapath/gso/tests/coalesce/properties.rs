@@ -3,8 +3,8 @@
 use culvert_gso::Coalescer;
 use proptest::prelude::*;
 
+use crate::common::batch::{EVERYTHING, VERIFIED, check, flow, groups};
 use crate::common::{Dice, Shape, written};
-use crate::{EVERYTHING, VERIFIED, check, flow, groups};
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]

@@ -3,8 +3,8 @@
 use culvert_gso::Coalescer;
 use culvert_gso::coalesce::Settings;
 
+use crate::common::batch::{ANY_LENGTH, EVERYTHING, VERIFIED, check, groups};
 use crate::common::{Dice, Shape, cut, low, written};
-use crate::{ANY_LENGTH, EVERYTHING, VERIFIED, check, groups};
 
 /// TCP without anything special, three segments: what a test changes is all that is special.
 fn simple() -> Shape {
@@ -234,7 +234,7 @@ fn no_group_is_longer_than_ip_can_say() {
     shape.size = 10;
     shape.payload = vec![7; 1280];
     let frames = shape.segments();
-    let lengths: Vec<usize> = crate::groups(EVERYTHING, &frames)
+    let lengths: Vec<usize> = crate::common::batch::groups(EVERYTHING, &frames)
         .iter()
         .map(Vec::len)
         .collect();

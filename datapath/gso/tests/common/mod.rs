@@ -10,6 +10,8 @@
     reason = "each test uses its part, and what cannot be built has failed"
 )]
 
+pub mod batch;
+
 use std::ops::Range;
 
 use culvert_gso::vnet::{Checksum, Gso, Header, Kind, Tunnel};
