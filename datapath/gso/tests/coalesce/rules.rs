@@ -8,16 +8,20 @@ use crate::common::{Dice, Shape, cut, low, written};
 
 /// TCP without anything special, three segments: what a test changes is all that is special.
 fn simple() -> Shape {
+    simple_of(false)
+}
+
+fn simple_of(v6: bool) -> Shape {
     let mut dice = Dice(3);
     loop {
         let mut shape = Shape::random(&mut dice, true);
         let outer = shape.outer.as_mut().unwrap();
-        if outer.ip.v6 || shape.ip.v6 || shape.tcp.is_none() {
+        if outer.ip.v6 != v6 || shape.ip.v6 != v6 || shape.tcp.is_none() {
             continue;
         }
         outer.ip.options.clear();
         outer.ip.df = false;
-        outer.checksum = false;
+        outer.checksum = v6;
         outer.options = vec![1, 2, 3, 0, 4, 5, 6, 0];
         shape.ip.options.clear();
         shape.ip.df = true;
@@ -87,6 +91,21 @@ fn what_differs_is_not_joined() {
         ("source port", |s| s.ports[0] ^= 1),
         ("destination port", |s| s.ports[1] ^= 1),
     ];
+    let for_v6: &[(&str, Change)] = &[
+        ("outer traffic class", |s| outer(s).ip.tos ^= 0x40),
+        ("outer hop limit", |s| outer(s).ip.ttl ^= 1),
+        ("outer flow label", |s| outer(s).ip.flow_label ^= 1),
+        ("outer address", |s| outer(s).ip.addresses[31] ^= 1),
+        ("tunnel checksum", |s| outer(s).checksum = false),
+        ("ECN", |s| s.ip.tos ^= 1),
+        ("hop limit", |s| s.ip.ttl ^= 1),
+        ("flow label", |s| s.ip.flow_label ^= 0x8_0000),
+        ("extension header", |s| {
+            s.ip.options = vec![0, 0, 1, 4, 0, 0, 0, 0];
+        }),
+        ("source address", |s| s.ip.addresses[15] ^= 1),
+        ("destination address", |s| s.ip.addresses[31] ^= 1),
+    ];
     let for_tcp: &[(&str, Change)] = &[
         ("a gap", |s| tcp(s).sequence += 1),
         ("an overlap", |s| tcp(s).sequence -= 1),
@@ -101,7 +120,13 @@ fn what_differs_is_not_joined() {
         ("SYN", |s| tcp(s).flags ^= 0x02),
     ];
     let all = vec![vec![0, 1, 2]];
-    for (shape, changes) in [(simple(), changes), (udp(), changes), (simple(), for_tcp)] {
+    for (shape, changes) in [
+        (simple(), changes),
+        (udp(), changes),
+        (simple(), for_tcp),
+        (simple_of(true), for_v6),
+        (simple_of(true), for_tcp),
+    ] {
         assert_eq!(groups(EVERYTHING, &changed(&shape, |_| {})), all);
         for (what, change) in changes {
             let frames = changed(&shape, change);

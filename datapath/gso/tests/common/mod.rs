@@ -287,6 +287,11 @@ impl Shape {
         self.segments_of(self.size)
     }
 
+    /// One packet with all of the payload.
+    pub fn whole(&self) -> Vec<u8> {
+        self.packet(0..self.payload.len(), 0, true, true, Sums::Right)
+    }
+
     fn transport_length(&self) -> usize {
         self.tcp.as_ref().map_or(8, |tcp| 20 + tcp.options.len())
     }

@@ -11,146 +11,21 @@
     reason = "TUN's ioctls; a test fails by panicking"
 )]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod gro;
+mod taps;
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::process::Command;
+use std::io::Write;
 
 use culvert_gso::coalesce::{Checksums, Settings};
 use culvert_gso::vnet::{Header, Layout};
 use culvert_gso::{Coalescer, Superpacket};
-use nix::sched::{CloneFlags, unshare};
 
 use common::{Dice, Shape, cut, written};
+use taps::{CUTS, EVERYTHING, Setup, with_taps};
 
 const ANY_LENGTH: usize = 65535;
-
-mod ioctl {
-    // The numbers of linux/if_tun.h; nix's macros would take the sizes from the types of the arguments.
-    nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, [u8; 40]);
-    nix::ioctl_write_ptr_bad!(set_header_size, 0x4004_54d8, i32);
-    nix::ioctl_write_int_bad!(set_offloads, 0x4004_54d0);
-}
-
-/// `IFF_TAP`, `IFF_NO_PI`, `IFF_VNET_HDR`.
-const FLAGS: u16 = 0x0002 | 0x1000 | 0x4000;
-/// `TUN_F_CSUM`, `_TSO4`, `_TSO6`, `_TSO_ECN`, `_USO4`, `_USO6`, `_UDP_TUNNEL_GSO`, `_UDP_TUNNEL_GSO_CSUM`.
-const EVERYTHING: i32 = 0x1ef;
-
-/// A TAP, which can be read without waiting.
-struct Tap {
-    file: File,
-    layout: Layout,
-}
-
-impl Tap {
-    fn new(name: &str, layout: Layout, offloads: i32) -> std::io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(nix::libc::O_NONBLOCK)
-            .open("/dev/net/tun")?;
-        let mut request = [0; 40];
-        request[..name.len()].copy_from_slice(name.as_bytes());
-        request[16..18].copy_from_slice(&FLAGS.to_ne_bytes());
-        let size = i32::try_from(layout.size()).unwrap();
-        // SAFETY: the file is TUN's, and the request is as long as a `struct ifreq`.
-        unsafe { ioctl::set_interface(file.as_raw_fd(), &raw const request) }?;
-        // SAFETY: the file is TUN's, and takes an int.
-        unsafe { ioctl::set_header_size(file.as_raw_fd(), &raw const size) }?;
-        // SAFETY: the file is TUN's, and takes a number.
-        unsafe { ioctl::set_offloads(file.as_raw_fd(), offloads) }?;
-        Ok(Self { file, layout })
-    }
-
-    fn write(&mut self, header: &Header, frame: &[u8]) -> std::io::Result<()> {
-        let mut bytes = vec![0; self.layout.size()];
-        header.write(&mut bytes, self.layout).unwrap();
-        bytes.extend(frame);
-        self.file.write_all(&bytes)
-    }
-
-    /// All that is there.
-    fn read(&mut self) -> Vec<(Header, Vec<u8>)> {
-        let mut frames = Vec::new();
-        let mut buffer = vec![0; 70_000];
-        loop {
-            match self.file.read(&mut buffer) {
-                Ok(length) => {
-                    let header = Header::parse(&buffer[..length], self.layout).unwrap();
-                    frames.push((header, buffer[self.layout.size()..length].to_vec()));
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return frames,
-                // A packet that the kernel finds no header for: it is lost, and the next read has the next.
-                Err(error) if error.kind() == ErrorKind::InvalidInput => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-
-    /// All that is there, of which the kernel has left nothing to do.
-    fn complete(&mut self) -> Vec<Vec<u8>> {
-        let all = self.read();
-        assert!(
-            all.iter()
-                .all(|(header, _)| header.gso.is_none() && header.checksum.is_none())
-        );
-        all.into_iter().map(|(_, frame)| frame).collect()
-    }
-}
-
-fn run(command: &str) {
-    let mut words = command.split(' ');
-    let output = Command::new(words.next().unwrap())
-        .args(words)
-        .output()
-        .unwrap_or_else(|error| panic!("{command}: {error}"));
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command}: {text}");
-}
-
-/// Runs `test` with two TAPs on a bridge: what is written to the first can be read from the second, which takes
-/// `offloads`. Says why if it cannot.
-fn with_taps(offloads: i32, test: impl FnOnce(&mut Tap, &mut Tap) + Send) {
-    let work = || {
-        if !nix::unistd::geteuid().is_root() {
-            return println!("skipped: needs root");
-        }
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-        run("ip link add bridge type bridge mcast_snooping 0");
-        // Not what it thinks of IP headers, where the kernel has br_netfilter.
-        for family in ["iptables", "ip6tables"] {
-            let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}"), "0");
-        }
-        let taps = Tap::new("in", Layout::Tunnel, EVERYTHING)
-            .and_then(|from| Ok((from, Tap::new("out", Layout::Tunnel, offloads)?)));
-        let (mut from, mut to) = match taps {
-            Ok(taps) => taps,
-            Err(error) => return println!("skipped: this kernel's TUN has no tunnels: {error}"),
-        };
-        for link in ["bridge", "in", "out"] {
-            if link != "bridge" {
-                run(&format!(
-                    "ip link set {link} mtu 65521 txqueuelen 10000 master bridge"
-                ));
-            }
-            run(&format!("ip link set {link} up"));
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        to.read();
-        test(&mut from, &mut to);
-    };
-    // A namespace is a thread's.
-    std::thread::scope(|scope| {
-        if let Err(panic) = scope.spawn(work).join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
-}
 
 fn cases() -> u64 {
     match std::env::var_os("CULVERT_EVERY_CASE") {
@@ -184,7 +59,7 @@ fn about(seed: u64, shape: &Shape) -> String {
 
 #[test]
 fn segments_are_those_of_the_kernel() {
-    with_taps(0, |from, to| {
+    with_taps(&CUTS, |from, to| {
         let mut packets = 0;
         for seed in 0..cases() {
             let mut dice = Dice(seed);
@@ -206,7 +81,7 @@ fn segments_are_those_of_the_kernel() {
 /// what the kernel drops; but what both cut, they cut alike.
 #[test]
 fn damaged_superpackets_are_not_cut_otherwise() {
-    with_taps(0, |from, to| {
+    with_taps(&CUTS, |from, to| {
         let (mut both, mut ours_only, mut kernels_only) = (0, 0, 0);
         for seed in 0..cases() {
             let mut dice = Dice(seed ^ 0x7777_0000);
@@ -247,7 +122,7 @@ fn damaged_superpackets_are_not_cut_otherwise() {
 
 #[test]
 fn what_was_joined_is_cut_by_the_kernel_into_what_it_was() {
-    with_taps(0, |from, to| {
+    with_taps(&CUTS, |from, to| {
         let settings = Settings {
             tcp: true,
             udp: true,
@@ -278,7 +153,11 @@ fn what_was_joined_is_cut_by_the_kernel_into_what_it_was() {
 /// kernel counts the first for one of three offsets, and with a second the tunnel is IPv4, whatever it is.
 #[test]
 fn headers_are_those_of_the_kernel() {
-    with_taps(EVERYTHING, |from, to| {
+    let all = Setup {
+        offloads: EVERYTHING,
+        gro: None,
+    };
+    with_taps(&all, |from, to| {
         for seed in 0..500 {
             let shape = Shape::random(&mut Dice(seed), seed % 4 != 0);
             let (header, bytes) = shape.superpacket();
