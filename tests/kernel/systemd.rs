@@ -43,7 +43,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 # Copying programs with all that debuggers want would take longer than anything else here.
 mkdir /run/built
-for name in culvert-datapath culvert-keymgr culvert libstrongswan_kernel_culvert.so; do : >/run/built/$name; done
+for name in culvert-datapath culvert-keymgr culvert culvert-bench libstrongswan_kernel_culvert.so; do : >/run/built/$name; done
 PREFIX=/usr CULVERT_BUILT=/run/built "$DEV" install
 mount --bind "$PROGRAMS/culvert-datapath" /usr/sbin/culvert-datapath
 mount --bind "$PROGRAMS/culvert-keymgr" /usr/sbin/culvert-keymgr

@@ -225,10 +225,12 @@ impl Home {
         let id = format!("cv{}x{number}", std::process::id());
         let home = Self { id, keep };
         fs::create_dir_all(home.path())?;
-        fs::write(
-            home.path().join("owner"),
-            process_line(std::process::id()).context("own process")?,
-        )?;
+        // Whole or not there: somebody else who sweeps just now must not take it for that of nobody.
+        let owner = home.path().join("owner");
+        let whole = owner.with_extension("new");
+        let line = process_line(std::process::id()).context("own process")?;
+        fs::write(&whole, line)?;
+        fs::rename(whole, owner)?;
         if keep {
             fs::write(home.path().join(KEEP), "")?;
         }

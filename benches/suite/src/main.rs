@@ -223,10 +223,9 @@ fn run_iperf(arguments: IperfArguments) -> Result<ExitCode> {
     }
     let mut collector = Collector::new("");
     let mut tell = |event: Event| collector.hear(event);
-    let own: Vec<String> = std::env::args().skip(1).collect();
-    let command = format!("culvert bench {}", own.join(" "));
     let result = if arguments.lab {
-        let mut words: Vec<String> = own.into_iter().filter(|word| word != "--lab").collect();
+        let mut words: Vec<String> = std::env::args().skip(1).collect();
+        words.retain(|word| word != "--lab");
         words.push("--events".to_owned());
         guest::measure(&words, &stop, &mut tell)
     } else {
@@ -234,7 +233,7 @@ fn run_iperf(arguments: IperfArguments) -> Result<ExitCode> {
     };
     let failures = collector.failures();
     finish(result, &stop, failures, &arguments.records, |complete| {
-        collector.iperf(command, options.seconds, complete)
+        collector.iperf(own_command(), options.seconds, complete)
     })
 }
 
@@ -255,12 +254,24 @@ fn run_scale(arguments: ScaleArguments) -> Result<ExitCode> {
     };
     let mut collector = Collector::new(&options.cipher);
     let result = scale::measure(&options, &stop, &mut |event| collector.hear(event));
-    let own: Vec<String> = std::env::args().skip(1).collect();
-    let command = format!("culvert bench {}", own.join(" "));
     let failures = collector.failures();
     finish(result, &stop, failures, &arguments.records, |complete| {
-        collector.scale(command, complete)
+        collector.scale(own_command(), complete)
     })
+}
+
+/// The command that repeats this, but for the folder that its record goes to.
+fn own_command() -> String {
+    let mut words = vec!["culvert bench".to_owned()];
+    let mut arguments = std::env::args().skip(1);
+    while let Some(word) = arguments.next() {
+        if word == "--records" {
+            arguments.next();
+        } else if !word.starts_with("--records=") {
+            words.push(word);
+        }
+    }
+    words.join(" ")
 }
 
 /// Keeps what there is, also of a run that did not come to its end.
