@@ -8,7 +8,6 @@ use super::{Losses, Port};
 use crate::frame::{Frame, Pool};
 
 /// One or the other.
-#[derive(Debug)]
 pub enum HostPort {
     /// The inner end of a veth pair, by AF_XDP.
     Veth(XskPort),
