@@ -50,20 +50,22 @@ impl HostPort {
 /// # Errors
 /// A TAP is wanted, and there can be none.
 pub fn choose(wanted: Kind) -> Result<(Kind, &'static str)> {
+    if wanted == Kind::Veth {
+        return Ok((Kind::Veth, "as the settings say"));
+    }
     Ok(match (wanted, Tap::has_superpackets()) {
-        (Kind::Veth, _) => (Kind::Veth, "as the settings say"),
         (Kind::Tap, Ok(true)) => (Kind::Tap, "as the settings say"),
         (Kind::Tap, Ok(false)) => (
             Kind::Tap,
             "as the settings say, but this kernel has no superpackets of tunnels on it (Linux 6.17)",
         ),
         (Kind::Tap, Err(error)) => return Err(error.context("host_port = \"tap\"")),
-        (Kind::Auto, Ok(true)) => (Kind::Tap, "this kernel hands over superpackets of tunnels"),
-        (Kind::Auto, Ok(false)) => (
+        (_, Ok(true)) => (Kind::Tap, "this kernel hands over superpackets of tunnels"),
+        (_, Ok(false)) => (
             Kind::Veth,
             "this kernel has no superpackets of tunnels on a TAP (Linux 6.17)",
         ),
-        (Kind::Auto, Err(_)) => (Kind::Veth, "there can be no TAP here"),
+        (_, Err(_)) => (Kind::Veth, "there can be no TAP here"),
     })
 }
 

@@ -87,12 +87,12 @@ impl Default for Plan {
     }
 }
 
-/// The kind of host port that all labs have which want no other: `CULVERT_HOST_PORT`, or `auto`.
+/// The kind of host port that all labs have which want no other: `CULVERT_HOST_PORT`, or `veth`.
 fn host_port() -> &'static str {
     match std::env::var("CULVERT_HOST_PORT").as_deref() {
-        Ok("veth") => "veth",
+        Ok("auto") => "auto",
         Ok("tap") => "tap",
-        _ => "auto",
+        _ => "veth",
     }
 }
 

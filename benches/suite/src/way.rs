@@ -16,12 +16,12 @@ pub enum Way {
     Plain,
     /// Culvert's steering and forwarding, without ESP: its policy says bypass
     Null,
-    /// The same by a veth pair, where the host port is a TAP else
-    NullVeth,
+    /// The same with a TAP as the host port
+    NullTap,
     /// Culvert
     Culvert,
-    /// Culvert by a veth pair, where the host port is a TAP else
-    CulvertVeth,
+    /// Culvert with a TAP as the host port
+    CulvertTap,
     /// The kernel's IPsec
     KernelXfrm,
     /// strongSwan's own ESP in userspace: its plugin kernel-libipsec, in tunnel mode over a TUN device
@@ -37,9 +37,9 @@ impl Way {
     pub const ALL: [Self; 9] = [
         Self::Plain,
         Self::Null,
-        Self::NullVeth,
+        Self::NullTap,
         Self::Culvert,
-        Self::CulvertVeth,
+        Self::CulvertTap,
         Self::KernelXfrm,
         Self::StrongswanLibipsec,
         Self::WireguardGo,
@@ -52,9 +52,9 @@ impl Way {
         match self {
             Self::Plain => "plain",
             Self::Null => "null",
-            Self::NullVeth => "null-veth",
+            Self::NullTap => "null-tap",
             Self::Culvert => "culvert",
-            Self::CulvertVeth => "culvert-veth",
+            Self::CulvertTap => "culvert-tap",
             Self::KernelXfrm => "kernel-xfrm",
             Self::StrongswanLibipsec => "strongswan-libipsec",
             Self::WireguardGo => "wireguard-go",
@@ -70,8 +70,8 @@ impl Way {
             names.filter(|name| wanted(name)).map(Some).collect()
         };
         match self {
-            Self::Plain | Self::Null | Self::NullVeth => vec![None],
-            Self::Culvert | Self::CulvertVeth | Self::KernelXfrm | Self::StrongswanLibipsec => {
+            Self::Plain | Self::Null | Self::NullTap => vec![None],
+            Self::Culvert | Self::CulvertTap | Self::KernelXfrm | Self::StrongswanLibipsec => {
                 of(|_| true)
             }
             Self::WireguardGo | Self::Boringtun => of(|name| name == "chacha20poly1305"),
@@ -81,7 +81,7 @@ impl Way {
     /// Whether nothing of the tunnel may be on the wire in clear.
     #[must_use]
     pub const fn protects(self) -> bool {
-        !matches!(self, Self::Plain | Self::Null | Self::NullVeth)
+        !matches!(self, Self::Plain | Self::Null | Self::NullTap)
     }
 
     /// Whether what it puts on the wire is ESP.
@@ -89,28 +89,28 @@ impl Way {
     pub const fn is_esp(self) -> bool {
         matches!(
             self,
-            Self::Culvert | Self::CulvertVeth | Self::KernelXfrm | Self::StrongswanLibipsec
+            Self::Culvert | Self::CulvertTap | Self::KernelXfrm | Self::StrongswanLibipsec
         )
     }
 
     /// Whether Culvert's daemons run.
     #[must_use]
     pub const fn is_culvert(self) -> bool {
-        self.is_null() || matches!(self, Self::Culvert | Self::CulvertVeth)
+        self.is_null() || matches!(self, Self::Culvert | Self::CulvertTap)
     }
 
     /// Whether that is without ESP.
     #[must_use]
     pub const fn is_null(self) -> bool {
-        matches!(self, Self::Null | Self::NullVeth)
+        matches!(self, Self::Null | Self::NullTap)
     }
 
     /// Culvert's kind of host port, as its settings have it.
     #[must_use]
     pub const fn host_port(self) -> &'static str {
         match self {
-            Self::NullVeth | Self::CulvertVeth => "veth",
-            _ => "auto",
+            Self::NullTap | Self::CulvertTap => "tap",
+            _ => "veth",
         }
     }
 
@@ -126,9 +126,10 @@ impl Way {
     pub fn missing(self) -> Option<String> {
         let programs: &[&str] = match self {
             Self::Plain | Self::Null | Self::Culvert => &[],
-            Self::NullVeth | Self::CulvertVeth => {
-                let same = !matches!(Tap::has_superpackets(), Ok(true));
-                return same.then(|| "the host port is a veth pair in any case".into());
+            Self::NullTap | Self::CulvertTap => {
+                let without = !matches!(Tap::has_superpackets(), Ok(true));
+                return without
+                    .then(|| "this kernel has no superpackets of tunnels on a TAP".into());
             }
             Self::KernelXfrm => {
                 return (!kernel_has_esp()).then(|| "this kernel has no ESP".into());

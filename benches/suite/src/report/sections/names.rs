@@ -4,9 +4,9 @@
 const SIDES: [(&str, &str, usize); 9] = [
     ("plain", "plain Geneve", 2),
     ("null", "Culvert without ESP", 3),
-    ("null-veth", "Culvert without ESP, veth", 3),
+    ("null-tap", "Culvert without ESP, TAP", 3),
     ("culvert", "Culvert", 0),
-    ("culvert-veth", "Culvert, veth", 0),
+    ("culvert-tap", "Culvert, TAP", 0),
     ("kernel-xfrm", "kernel xfrm", 1),
     ("strongswan-libipsec", "strongSwan libipsec", 4),
     ("wireguard-go", "wireguard-go", 5),
