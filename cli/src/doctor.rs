@@ -173,7 +173,7 @@ struct Interfaces {
 #[derive(Default, Deserialize)]
 struct Settings {
     wire: Option<String>,
-    host_port: Option<String>,
+    host_interface: Option<String>,
 }
 
 /// Which interfaces: what is asked for, what runs, what is set, in this order.
@@ -193,7 +193,7 @@ fn interfaces(arguments: &Arguments, datapath: Option<&DatapathStatus>) -> Inter
             .or_else(|| running("wire"))
             .or(settings.wire),
         host_port: running("host")
-            .or(settings.host_port)
+            .or(settings.host_interface)
             .unwrap_or_else(|| "cvhost0".to_owned()),
     }
 }

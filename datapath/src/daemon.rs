@@ -1,15 +1,13 @@
 //! Putting the parts together: interfaces, steering, sockets, workers, control socket.
 
-use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use culvert_proto::DATAPATH_SOCKET;
 use culvert_proto::channel::{Listener, Lock, make_directory};
 use culvert_proto::event::Event;
-use culvert_proto::status::PortStatus;
 use log::{error, info, warn};
 use nix::net::if_::if_nametoindex;
 use nix::sys::prctl::set_dumpable;
@@ -18,15 +16,15 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle as SignalsHandle, Signals};
 
 use crate::control::{self, Control};
-use crate::frame::Pool;
 use crate::heartbeat;
-use crate::host_port;
+use crate::host_port::{self, HostPort};
 use crate::monitor;
 use crate::nic::Nic;
-use crate::port::Port;
-use crate::port::xsk::{Memory, Mode, XskPort};
+use crate::parts::{describe, open_ports};
+use crate::port::host::HostPort as HostQueue;
+use crate::port::xsk::XskPort;
 use crate::settings::Settings;
-use crate::steer::{Role, Steering, SteeringConfig};
+use crate::steer::{Steering, SteeringConfig};
 use crate::tables::Database;
 use crate::watchdog;
 use crate::worker::{Handle, Mtu, Worker};
@@ -56,13 +54,18 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     let cores = cores(settings)?;
     let workers = worker_count(settings, &wire, cores.len());
     let inner = settings.host_inner();
-    host_port::ensure(&settings.host_port, &inner, &settings.wire, workers)
-        .with_context(|| format!("host port {}", settings.host_port))?;
-    let mut steering = Steering::attach(&steering_config(settings))?;
+    let (kind, why) = host_port::choose(settings.host_port)?;
+    let outer = &settings.host_interface;
+    let host_port = host_port::ensure(kind, outer, &inner, &settings.wire, workers)
+        .with_context(|| format!("host port {outer}"))?;
+    let host_kind = format!("{}: {why}", host_port.kind());
+    info!("host port {outer}: {host_kind}");
+    let steered = matches!(host_port, HostPort::Veth).then(|| inner.clone());
+    let mut steering = Steering::attach(&steering_config(settings, steered))?;
 
-    let (mode, parts) = open_ports(&wire, &inner, workers)?;
-    let host = Nic::query(&settings.host_port)?;
-    let ports = describe(&wire, &host, &steering, mode);
+    let (mode, parts) = open_ports(&wire, &inner, host_port, workers)?;
+    let host = Nic::query(outer)?;
+    let ports = describe(&wire, &host, &host_kind, &steering, mode);
     let mtu = Mtu {
         wire: wire.mtu as usize,
         host: host.mtu as usize,
@@ -130,7 +133,7 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
             heartbeat::run(&heart, &beating);
         })?;
 
-    let watched = [settings.wire.clone(), settings.host_port.clone()]
+    let watched = [settings.wire.clone(), settings.host_interface.clone()]
         .into_iter()
         .map(|name| Ok((name.clone(), if_nametoindex(name.as_str())?)))
         .collect::<Result<Vec<_>>>()?;
@@ -227,15 +230,15 @@ impl Drop for Vital {
 pub fn remove(settings: &Settings, run_directory: &Path) -> Result<()> {
     make_directory(run_directory)?;
     let _lock = Lock::take(run_directory, "culvert-datapath").context("stop it first")?;
-    Steering::remove(&steering_config(settings))?;
-    host_port::remove(&settings.host_port)
+    Steering::remove(&steering_config(settings, None))?;
+    host_port::remove(&settings.host_interface)
 }
 
-fn steering_config(settings: &Settings) -> SteeringConfig {
+fn steering_config(settings: &Settings, host_inner: Option<String>) -> SteeringConfig {
     SteeringConfig {
         wire: settings.wire.clone(),
-        host_outer: settings.host_port.clone(),
-        host_inner: settings.host_inner(),
+        host_outer: settings.host_interface.clone(),
+        host_inner,
         pins: settings.pins.clone(),
         xdp: settings.xdp,
     }
@@ -273,106 +276,8 @@ fn worker_count(settings: &Settings, wire: &Nic, cores: usize) -> u32 {
     count
 }
 
-/// What a worker is made of.
-struct Part {
-    wire: Vec<XskPort>,
-    wire_queues: Vec<u32>,
-    host: XskPort,
-    pool: Pool,
-}
-
-impl Part {
-    /// Lets steering send the worker's queues to its sockets.
-    fn register(&self, steering: &mut Steering, number: u32) -> Result<()> {
-        for (queue, port) in self.wire_queues.iter().zip(&self.wire) {
-            let descriptor = port.descriptor().context("a socket")?;
-            steering.set_socket(Role::Wire, *queue, descriptor)?;
-        }
-        let descriptor = self.host.descriptor().context("a socket")?;
-        steering.set_socket(Role::Host, number, descriptor)
-    }
-}
-
-/// Opens every queue of both ports: in zero-copy mode if the kernel does it, else in copy mode.
-fn open_ports(wire: &Nic, host: &str, workers: u32) -> Result<(Mode, Vec<Part>)> {
-    match open_in_mode(wire, host, workers, Mode::ZeroCopy) {
-        Ok(parts) => return Ok((Mode::ZeroCopy, parts)),
-        Err(error) => info!("no zero-copy: {error:#}"),
-    }
-    // The kernel lets go of the queues of sockets that were closed, or whose process died, only after a moment.
-    let until = Instant::now() + Duration::from_secs(1);
-    loop {
-        match open_in_mode(wire, host, workers, Mode::Copy) {
-            Err(error) if is_busy(&error) && Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            result => {
-                let parts = result.context(
-                    "AF_XDP sockets cannot be opened; `culvert doctor` says what this machine lacks",
-                )?;
-                return Ok((Mode::Copy, parts));
-            }
-        }
-    }
-}
-
-/// What fails here leaves nothing: sockets that stayed bound would keep out those of the next try.
-#[expect(unsafe_code, reason = "memory that frames point into")]
-fn open_in_mode(wire: &Nic, host: &str, workers: u32, mode: Mode) -> Result<Vec<Part>> {
-    let opened = (0..workers)
-        .map(|number| {
-            let wire_queues: Vec<u32> = (number..wire.queues).step_by(workers as usize).collect();
-            let sockets = u32::try_from(wire_queues.len())? + 1;
-            // SAFETY: what goes out of this function, is kept below; what fails before, touches no frame.
-            let (memory, pool) = unsafe { Memory::new(sockets, mode) }?;
-            let wire_ports = wire_queues
-                .iter()
-                .map(|queue| XskPort::open(&memory, &wire.name, *queue))
-                .collect::<Result<Vec<_>>>()?;
-            let host = XskPort::open(&memory, host, number)?;
-            let got = host.mode()?;
-            if got != mode {
-                bail!("asked for {}, got {}", mode.name(), got.name());
-            }
-            let part = Part {
-                wire: wire_ports,
-                wire_queues,
-                host,
-                pool,
-            };
-            Ok((memory, part))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let keep = |(memory, part): (Memory, Part)| {
-        memory.keep();
-        part
-    };
-    Ok(opened.into_iter().map(keep).collect())
-}
-
-/// Whether a queue has a socket.
-fn is_busy(error: &anyhow::Error) -> bool {
-    let mut causes = error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.any(|cause| cause.raw_os_error() == Some(libc::EBUSY))
-}
-
-fn describe(wire: &Nic, host: &Nic, steering: &Steering, mode: Mode) -> Vec<PortStatus> {
-    [("wire", wire, Role::Wire), ("host", host, Role::Host)]
-        .map(|(name, nic, role)| PortStatus {
-            role: name.to_owned(),
-            interface: nic.name.clone(),
-            xdp: steering.mode(role).to_owned(),
-            af_xdp: mode.name().to_owned(),
-            queues: nic.queues,
-            mtu: nic.mtu,
-        })
-        .into()
-}
-
 fn start(
-    mut worker: Worker<XskPort, XskPort>,
+    mut worker: Worker<XskPort, HostQueue>,
     number: usize,
     core: core_affinity::CoreId,
     signals: SignalsHandle,

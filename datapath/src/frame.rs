@@ -109,6 +109,13 @@ impl Frame {
 #[error("a packet of {0} bytes does not fit a frame")]
 pub struct TooLong(pub usize);
 
+impl AsRef<[u8]> for Frame {
+    #[inline]
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 impl buffer::Frame for Frame {
     #[inline]
     fn chunk(&mut self) -> &mut [u8] {

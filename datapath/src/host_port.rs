@@ -1,5 +1,6 @@
-//! The host port: a veth pair on which the host's stack gives and takes plaintext Geneve. The outer end
-//! looks like the NIC to the stack; the workers have the inner end.
+//! The host port: an interface on which the host's stack gives and takes plaintext Geneve. It looks like the NIC to the stack.
+//!
+//! It is a TAP, whose queues the workers have, or a veth pair, of which they have the inner end.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -10,21 +11,70 @@ use log::{info, warn};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use nix::net::if_::if_nametoindex;
 
+use culvert_gso::vnet::Layout;
+
 use crate::netlink::Netlink;
 use crate::nic::{self, Nic, Offload};
+use crate::settings::HostPort as Kind;
+use crate::tap::Tap;
 
-/// Longest MTU at which native XDP runs on a veth whose packets are in one page.
+/// Longest MTU at which native XDP runs on a veth whose packets are in one page, and whose packets fit a frame.
 const MAX_MTU: u32 = 3498;
 
 /// The IPv4 dummy address (RFC 7600 §4.8): neither forwarded nor reached by anyone.
 const DUMMY_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
-/// Makes the pair with `queues` queues, or takes over the one that is there, and sets it up: MAC address of
-/// `wire`, offloads, sysctls, both ends up.
+/// A host port that is there, and up.
+#[derive(Debug)]
+pub enum HostPort {
+    /// A veth pair.
+    Veth,
+    /// A TAP.
+    Tap(Tap),
+}
+
+impl HostPort {
+    /// What it is, for people.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Veth => "veth",
+            Self::Tap(tap) if tap.layout == Layout::Tunnel => "TAP with superpackets",
+            Self::Tap(_) => "TAP",
+        }
+    }
+}
+
+/// Decides which kind it is, and why.
+///
+/// # Errors
+/// A TAP is wanted, and there can be none.
+pub fn choose(wanted: Kind) -> Result<(Kind, &'static str)> {
+    if wanted == Kind::Veth {
+        return Ok((Kind::Veth, "as the settings say"));
+    }
+    Ok(match (wanted, Tap::has_superpackets()) {
+        (Kind::Tap, Ok(true)) => (Kind::Tap, "as the settings say"),
+        (Kind::Tap, Ok(false)) => (
+            Kind::Tap,
+            "as the settings say, but this kernel has no superpackets of tunnels on it (Linux 6.17)",
+        ),
+        (Kind::Tap, Err(error)) => return Err(error.context("host_port = \"tap\"")),
+        (_, Ok(true)) => (Kind::Tap, "this kernel hands over superpackets of tunnels"),
+        (_, Ok(false)) => (
+            Kind::Veth,
+            "this kernel has no superpackets of tunnels on a TAP (Linux 6.17)",
+        ),
+        (_, Err(_)) => (Kind::Veth, "there can be no TAP here"),
+    })
+}
+
+/// Makes the host port with `queues` queues, or takes over the one that is there, and sets it up: MAC address of
+/// `wire`, offloads, sysctls, up.
 ///
 /// # Errors
 /// An interface of that name is somebody else's; the kernel refuses something.
-pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
+pub fn ensure(kind: Kind, outer: &str, inner: &str, wire: &str, queues: u32) -> Result<HostPort> {
     let netlink = Netlink::open().context("netlink")?;
     let nic = netlink
         .get(wire)?
@@ -51,32 +101,46 @@ pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
     }
 
     if let Some(there) = netlink.get(outer)? {
+        let veth = is_veth(&there) && is_pair(&there, inner);
         ensure!(
-            is_veth(&there) && is_pair(&there, inner),
-            "there is an interface {outer} that is not Culvert's veth pair with {inner}; \
-             set host_port to a free name"
+            veth || is_tap(&there),
+            "there is an interface {outer} that is not Culvert's; set host_interface to a free name"
         );
-        if Nic::query(inner)?.queues != queues {
+        let fits = match kind {
+            Kind::Tap => is_tap(&there),
+            Kind::Veth | Kind::Auto => veth && Nic::query(inner)?.queues == queues,
+        };
+        if !fits {
             // The egress program drops what it would have redirected, until the new one is there.
             netlink.delete(outer)?;
         }
     }
-    if if_nametoindex(outer).is_err() {
-        netlink.create_veth(outer, inner, queues)?;
-        info!("host port {outer} made, {queues} queues");
+    let made = if_nametoindex(outer).is_err();
+    let port = match kind {
+        Kind::Tap => HostPort::Tap(Tap::open(outer, queues)?),
+        Kind::Veth | Kind::Auto => {
+            if made {
+                netlink.create_veth(outer, inner, queues)?;
+            }
+            HostPort::Veth
+        }
+    };
+    if made {
+        info!("host port {outer} made: {}, {queues} queues", port.kind());
     }
     netlink.set(
         outer,
         vec![LinkAttribute::Address(mac), LinkAttribute::Mtu(mtu)],
         false,
     )?;
-    netlink.set(inner, vec![LinkAttribute::Mtu(mtu)], false)?;
-
-    // AF_XDP sees what would be left to the hardware: checksums not computed, VLAN tags beside the packet.
-    nic::set_offload(outer, Offload::TxChecksum, false)?;
-    nic::set_offload(outer, Offload::TxVlan, false)?;
-    // What the workers hand in is put together again before it goes up the stack.
-    nic::set_offload(outer, Offload::Gro, true)?;
+    if let HostPort::Veth = port {
+        netlink.set(inner, vec![LinkAttribute::Mtu(mtu)], false)?;
+        // AF_XDP sees what would be left to the hardware: checksums not computed, VLAN tags beside the packet.
+        nic::set_offload(outer, Offload::TxChecksum, false)?;
+        nic::set_offload(outer, Offload::TxVlan, false)?;
+        // What the workers hand in is put together again before it goes up the stack.
+        nic::set_offload(outer, Offload::Gro, true)?;
+    }
 
     // Replies to what arrives here leave by the NIC. Loose reverse path filtering lets that be, whatever is set
     // for all interfaces, of which the larger value counts; but not without an address on the interface.
@@ -90,27 +154,38 @@ pub fn ensure(outer: &str, inner: &str, wire: &str, queues: u32) -> Result<()> {
     ] {
         sysctl("ipv6", outer, name, value)?;
     }
-    sysctl("ipv6", inner, "disable_ipv6", "1")?;
-
-    netlink.set(inner, Vec::new(), true)?;
-    netlink.set(outer, Vec::new(), true)
+    if let HostPort::Veth = port {
+        sysctl("ipv6", inner, "disable_ipv6", "1")?;
+        netlink.set(inner, Vec::new(), true)?;
+    }
+    netlink.set(outer, Vec::new(), true)?;
+    Ok(port)
 }
 
-/// Removes the pair, if it is there.
+/// Removes it, if it is there.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn remove(outer: &str) -> Result<()> {
     let netlink = Netlink::open().context("netlink")?;
     match netlink.get(outer)? {
-        Some(link) if is_veth(&link) => netlink.delete(outer),
+        Some(link) if is_veth(&link) || is_tap(&link) => netlink.delete(outer),
         _ => Ok(()),
     }
 }
 
 fn is_veth(link: &LinkMessage) -> bool {
+    is(link, &InfoKind::Veth)
+}
+
+fn is_tap(link: &LinkMessage) -> bool {
+    is(link, &InfoKind::Tun)
+}
+
+fn is(link: &LinkMessage, kind: &InfoKind) -> bool {
+    let of = |info: &LinkInfo| matches!(info, LinkInfo::Kind(its) if its == kind);
     link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+        LinkAttribute::LinkInfo(infos) => infos.iter().any(of),
         _ => false,
     })
 }

@@ -5,7 +5,7 @@
 //! [`culvert_esp`], the wire [`port`] sends it. The way in is the same backwards. [`spd`] is how policies are
 //! found, [`sizes`] what happens to packets that are too large. [`daemon`] puts the parts together; [`control`]
 //! is how the key manager fills the tables, [`monitor`] how it hears of lifetimes and of peers that move;
-//! [`watchdog`] tells systemd that all is well; [`offline`] runs a worker on capture files.
+//! [`host_port`] and [`tap`] make the host port; [`watchdog`] tells systemd that all is well; [`offline`] runs a worker on capture files.
 
 pub mod control;
 pub mod daemon;
@@ -19,6 +19,7 @@ pub mod monitor;
 pub mod netlink;
 pub mod nic;
 pub mod offline;
+mod parts;
 pub mod pipeline;
 pub mod port;
 pub mod settings;
@@ -26,5 +27,6 @@ pub mod sizes;
 pub mod spd;
 pub mod steer;
 pub mod tables;
+pub mod tap;
 pub mod watchdog;
 pub mod worker;

@@ -121,7 +121,7 @@ fn value(name: &str, command: u32, data: u32) -> Result<u32> {
     Ok(value.data)
 }
 
-fn interface_request(name: &str) -> Result<libc::ifreq> {
+pub(crate) fn interface_request(name: &str) -> Result<libc::ifreq> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ {
         bail!("\"{name}\" is no interface name: 1 to 15 bytes");
     }

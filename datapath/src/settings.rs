@@ -15,9 +15,12 @@ pub const PATH: &str = "/etc/culvert/datapath.toml";
 pub struct Settings {
     /// The underlay NIC.
     pub wire: String,
-    /// Outer end of the host port, which Culvert makes; the inner end has an `i` behind its name.
-    #[serde(default = "default_host_port")]
-    pub host_port: String,
+    /// Which kind of host port.
+    #[serde(default)]
+    pub host_port: HostPort,
+    /// Name of the host port, which Culvert makes; the inner end of a veth pair has an `i` behind it.
+    #[serde(default = "default_host_interface")]
+    pub host_interface: String,
     /// Number of workers; as many as the NIC has queues, but no more than cores, unless set.
     pub workers: Option<u32>,
     /// Cores to bind the workers to, in their order; the first ones that this process may use, unless set.
@@ -46,7 +49,20 @@ pub enum Xdp {
     Generic,
 }
 
-fn default_host_port() -> String {
+/// What the host's stack gives and takes Geneve by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostPort {
+    /// A TAP where the kernel hands over superpackets of tunnels by it, else a veth pair.
+    Auto,
+    /// A veth pair, whose inner end is read by `AF_XDP`.
+    #[default]
+    Veth,
+    /// A TAP.
+    Tap,
+}
+
+fn default_host_interface() -> String {
     "cvhost0".to_owned()
 }
 
@@ -80,13 +96,13 @@ impl Settings {
 
     fn check(&self) -> Result<()> {
         ensure!(
-            self.host_port.len() <= 14 && !self.host_port.is_empty(),
-            "host_port \"{}\": 1 to 14 bytes, as the inner end's name has one more",
-            self.host_port
+            self.host_interface.len() <= 14 && !self.host_interface.is_empty(),
+            "host_interface \"{}\": 1 to 14 bytes, as the inner end's name has one more",
+            self.host_interface
         );
         ensure!(
-            self.wire != self.host_port,
-            "host_port must not be the NIC's name"
+            self.wire != self.host_interface,
+            "host_interface must not be the NIC's name"
         );
         if let Some(workers) = self.workers {
             ensure!(
@@ -115,7 +131,7 @@ impl Settings {
     /// Name of the host port's inner end.
     #[must_use]
     pub fn host_inner(&self) -> String {
-        format!("{}i", self.host_port)
+        format!("{}i", self.host_interface)
     }
 }
 
@@ -132,7 +148,8 @@ mod tests {
     #[test]
     fn the_nic_is_enough() {
         let settings = parse("wire = 'eth1'").unwrap();
-        assert_eq!(settings.host_port, "cvhost0");
+        assert_eq!(settings.host_port, HostPort::Veth);
+        assert_eq!(settings.host_interface, "cvhost0");
         assert_eq!(settings.host_inner(), "cvhost0i");
         assert_eq!(settings.xdp, Xdp::Auto);
     }
@@ -145,7 +162,9 @@ mod tests {
             ("wire = 'eth1'\nworkers = 0", "workers = 0"),
             ("wire = 'eth1'\nworkers = 2\ncores = [1]", "only 1 cores"),
             ("wire = 'eth1'\naead = 'rot13'", "rot13"),
-            ("wire = 'eth1'\nhost_port = 'a-name-of-fifteen'", "1 to 14"),
+            ("wire = 'eth1'\nhost_interface = 'a-name-of-fifteen'", "1 to 14"),
+            // As it was called before there were kinds.
+            ("wire = 'eth1'\nhost_port = 'cvhost0'", "auto"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());
             assert!(error.contains(wanted), "{error}");

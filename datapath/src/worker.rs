@@ -307,9 +307,12 @@ impl<W: Port, H: Port> Worker<W, H> {
         let losses = ports.fold(Losses::default(), |sum, losses| Losses {
             receive: sum.receive + losses.receive,
             send: sum.send + losses.send,
+            refused: sum.refused + losses.refused,
         });
         counters.drops[DropReason::RxOverflow.index()].store(losses.receive, Ordering::Relaxed);
         counters.drops[DropReason::TxRejected.index()].store(losses.send, Ordering::Relaxed);
+        let refused = &counters.drops[DropReason::SuperpacketRefused.index()];
+        refused.store(losses.refused, Ordering::Relaxed);
     }
 
     /// Gives up what has not become whole of fragments: nothing more comes.

@@ -46,6 +46,8 @@ pub struct Plan {
     pub queues: u32,
     /// XDP mode, as the settings have it.
     pub xdp: &'static str,
+    /// Kind of host port, as the settings have it.
+    pub host_port: &'static str,
     /// MTU of the underlay.
     pub mtu: u32,
     /// MTU of the tunnel devices.
@@ -72,6 +74,7 @@ impl Default for Plan {
             esn: true,
             queues: 1,
             xdp: "auto",
+            host_port: host_port(),
             mtu: 1500,
             inner_mtu: INNER_MTU,
             dont_fragment: true,
@@ -81,6 +84,15 @@ impl Default for Plan {
             confined: false,
             keep: false,
         }
+    }
+}
+
+/// The kind of host port that all labs have which want no other: `CULVERT_HOST_PORT`, or `veth`.
+fn host_port() -> &'static str {
+    match std::env::var("CULVERT_HOST_PORT").as_deref() {
+        Ok("auto") => "auto",
+        Ok("tap") => "tap",
+        _ => "veth",
     }
 }
 

@@ -19,6 +19,7 @@ mod strongswan;
 mod strongswan_docs;
 mod strongswan_faults;
 mod strongswan_rekey;
+mod tap;
 mod wire;
 
 use std::process::{Command, Stdio};
@@ -53,6 +54,7 @@ fn main() {
         tests(&lab, lives::TESTS),
         tests(&lab, sizes::TESTS),
         tests(&lab, modes::TESTS),
+        tests(&lab, tap::TESTS),
         tests_within(&lab, campaign::TESTS, campaign::limit()),
         tests(&lab, packaging::TESTS),
         tests(&packaging::systemd_missing(), packaging::ANALYZE),

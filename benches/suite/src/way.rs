@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use culvert_datapath::tap::Tap;
 use serde::{Deserialize, Serialize};
 
 /// One way of protecting, or not.
@@ -15,8 +16,12 @@ pub enum Way {
     Plain,
     /// Culvert's steering and forwarding, without ESP: its policy says bypass
     Null,
+    /// The same with a TAP as the host port
+    NullTap,
     /// Culvert
     Culvert,
+    /// Culvert with a TAP as the host port
+    CulvertTap,
     /// The kernel's IPsec
     KernelXfrm,
     /// strongSwan's own ESP in userspace: its plugin kernel-libipsec, in tunnel mode over a TUN device
@@ -29,10 +34,12 @@ pub enum Way {
 
 impl Way {
     /// All, in the order of reports.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Plain,
         Self::Null,
+        Self::NullTap,
         Self::Culvert,
+        Self::CulvertTap,
         Self::KernelXfrm,
         Self::StrongswanLibipsec,
         Self::WireguardGo,
@@ -45,7 +52,9 @@ impl Way {
         match self {
             Self::Plain => "plain",
             Self::Null => "null",
+            Self::NullTap => "null-tap",
             Self::Culvert => "culvert",
+            Self::CulvertTap => "culvert-tap",
             Self::KernelXfrm => "kernel-xfrm",
             Self::StrongswanLibipsec => "strongswan-libipsec",
             Self::WireguardGo => "wireguard-go",
@@ -61,8 +70,10 @@ impl Way {
             names.filter(|name| wanted(name)).map(Some).collect()
         };
         match self {
-            Self::Plain | Self::Null => vec![None],
-            Self::Culvert | Self::KernelXfrm | Self::StrongswanLibipsec => of(|_| true),
+            Self::Plain | Self::Null | Self::NullTap => vec![None],
+            Self::Culvert | Self::CulvertTap | Self::KernelXfrm | Self::StrongswanLibipsec => {
+                of(|_| true)
+            }
             Self::WireguardGo | Self::Boringtun => of(|name| name == "chacha20poly1305"),
         }
     }
@@ -70,7 +81,7 @@ impl Way {
     /// Whether nothing of the tunnel may be on the wire in clear.
     #[must_use]
     pub const fn protects(self) -> bool {
-        !matches!(self, Self::Plain | Self::Null)
+        !matches!(self, Self::Plain | Self::Null | Self::NullTap)
     }
 
     /// Whether what it puts on the wire is ESP.
@@ -78,24 +89,36 @@ impl Way {
     pub const fn is_esp(self) -> bool {
         matches!(
             self,
-            Self::Culvert | Self::KernelXfrm | Self::StrongswanLibipsec
+            Self::Culvert | Self::CulvertTap | Self::KernelXfrm | Self::StrongswanLibipsec
         )
     }
 
     /// Whether Culvert's daemons run.
     #[must_use]
     pub const fn is_culvert(self) -> bool {
-        matches!(self, Self::Null | Self::Culvert)
+        self.is_null() || matches!(self, Self::Culvert | Self::CulvertTap)
+    }
+
+    /// Whether that is without ESP.
+    #[must_use]
+    pub const fn is_null(self) -> bool {
+        matches!(self, Self::Null | Self::NullTap)
+    }
+
+    /// Culvert's kind of host port, as its settings have it.
+    #[must_use]
+    pub const fn host_port(self) -> &'static str {
+        match self {
+            Self::NullTap | Self::CulvertTap => "tap",
+            _ => "veth",
+        }
     }
 
     /// Whether the packets are Geneve. The others are layer 3 tunnels of their own, which favours them: their packets
     /// have one header less.
     #[must_use]
     pub const fn is_geneve(self) -> bool {
-        matches!(
-            self,
-            Self::Plain | Self::Null | Self::Culvert | Self::KernelXfrm
-        )
+        self.is_culvert() || matches!(self, Self::Plain | Self::KernelXfrm)
     }
 
     /// What this machine lacks for it.
@@ -103,6 +126,11 @@ impl Way {
     pub fn missing(self) -> Option<String> {
         let programs: &[&str] = match self {
             Self::Plain | Self::Null | Self::Culvert => &[],
+            Self::NullTap | Self::CulvertTap => {
+                let without = !matches!(Tap::has_superpackets(), Ok(true));
+                return without
+                    .then(|| "this kernel has no superpackets of tunnels on a TAP".into());
+            }
             Self::KernelXfrm => {
                 return (!kernel_has_esp()).then(|| "this kernel has no ESP".into());
             }

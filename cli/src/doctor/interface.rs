@@ -58,14 +58,17 @@ pub(super) fn examine(wire: &str, host_port: &str) -> Vec<Finding> {
     ];
     findings.extend(mtu(nic, &links));
     if find(host_port).is_some() {
-        findings.push(match probe::features(host_port) {
-            Ok(found) => host_offloads(host_port, &found),
-            Err(error) => Finding::warn(
-                "offloads",
-                format!("{host_port}: {error}"),
-                format!("ethtool -k {host_port}"),
-            ),
-        });
+        // A TAP, which has no other end, tells which checksums are to be computed.
+        if find(&format!("{host_port}i")).is_some() {
+            findings.push(match probe::features(host_port) {
+                Ok(found) => host_offloads(host_port, &found),
+                Err(error) => Finding::warn(
+                    "offloads",
+                    format!("{host_port}: {error}"),
+                    format!("ethtool -k {host_port}"),
+                ),
+            });
+        }
         findings.push(rp_filter(host_port, &conf("all"), &conf(host_port)));
     } else {
         findings.push(Finding::ok(

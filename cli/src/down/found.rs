@@ -51,7 +51,7 @@ impl Found {
             settings: settings.to_owned(),
             left: leftovers::look(run)?,
             pins: entries.is_ok_and(|count| count > 0),
-            host_port: if_nametoindex(read.host_port.as_str()).is_ok(),
+            host_port: if_nametoindex(read.host_interface.as_str()).is_ok(),
         };
         if found.is_guarded() && !known {
             bail!(

@@ -84,7 +84,7 @@ fn settings_that_are_missing_are_asked_for_before_anything_ends() {
     let pins = run.path().join("pins");
     std::fs::create_dir(&pins).unwrap();
     let text = format!(
-        "wire = \"eth1\"\nhost_port = \"cvnone0\"\npins = \"{}\"\n",
+        "wire = \"eth1\"\nhost_interface = \"cvnone0\"\npins = \"{}\"\n",
         pins.display()
     );
     std::fs::write(&settings, text).unwrap();

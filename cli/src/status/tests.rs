@@ -74,6 +74,7 @@ pub(crate) fn datapath() -> DatapathStatus {
         ports: vec![PortStatus {
             role: "wire".to_owned(),
             interface: "eth1".to_owned(),
+            kind: "NIC".to_owned(),
             xdp: "native".to_owned(),
             af_xdp: "zero-copy".to_owned(),
             queues: 4,

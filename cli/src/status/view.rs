@@ -121,7 +121,7 @@ fn keymgr(status: &KeymgrStatus) -> String {
 }
 
 fn ports(status: &DatapathStatus) -> String {
-    let mut table = Table::new(&["PORT", "INTERFACE", "XDP", "AF_XDP", ">QUEUES", ">MTU"]);
+    let mut table = Table::new(&["PORT", "INTERFACE", "XDP", "AF_XDP", ">QUEUES", ">MTU", "KIND"]);
     for port in &status.ports {
         table.row([
             port.role.clone(),
@@ -130,6 +130,7 @@ fn ports(status: &DatapathStatus) -> String {
             port.af_xdp.clone(),
             port.queues.to_string(),
             port.mtu.to_string(),
+            port.kind.clone(),
         ]);
     }
     table.text()

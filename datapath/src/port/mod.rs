@@ -1,8 +1,10 @@
-//! Ports: where frames come from and go to. [`xsk`] is AF_XDP; [`memory`] and [`pcap`] run the same
-//! workers without a kernel, for tests, benchmarks and `culvert pcap`.
+//! Ports: where frames come from and go to. [`xsk`] is AF_XDP, [`tap`] a TAP with superpackets, [`host`] whichever of the two
+//! the host port is; [`memory`] and [`pcap`] run the same workers without a kernel, for tests, benchmarks and `culvert pcap`.
 
+pub mod host;
 pub mod memory;
 pub mod pcap;
+pub mod tap;
 pub mod xsk;
 
 use std::os::fd::BorrowedFd;
@@ -10,9 +12,6 @@ use std::os::fd::BorrowedFd;
 use crate::frame::{Frame, Pool};
 
 /// One end of a worker: a batch in, frames out, one flush.
-///
-/// A port with larger buffers than a page (a TAP with superpackets of 64 KiB) has frames of its own
-/// kind; it will bring them as a second pool, not as another trait.
 pub trait Port {
     /// Appends received frames to `batch`, at most `most`; also reclaims frames that were sent and keeps the
     /// kernel supplied with free ones, both from `pool`. Returns how many were received.
@@ -41,6 +40,8 @@ pub trait Port {
 pub struct Losses {
     /// No free frame, or the RX ring was full.
     pub receive: u64,
-    /// Descriptors that the kernel refused to send.
+    /// Descriptors that the kernel refused to send, or packets that it did not take.
     pub send: u64,
+    /// Superpackets that contradict themselves.
+    pub refused: u64,
 }

@@ -404,6 +404,7 @@ impl Port for XskPort {
         Losses {
             receive: statistics.rx_dropped() + statistics.rx_ring_full(),
             send: statistics.tx_invalid_descs() + self.refused,
+            refused: 0,
         }
     }
 }

@@ -32,8 +32,8 @@ pub struct SteeringConfig {
     pub wire: String,
     /// Outer end of the host port, which captured Geneve goes to.
     pub host_outer: String,
-    /// Inner end of the host port, where the workers take it.
-    pub host_inner: String,
+    /// Inner end of the host port, where the workers take it; none of a TAP.
+    pub host_inner: Option<String>,
     /// Folder for pins; it becomes a bpffs if it is on none.
     pub pins: PathBuf,
     /// XDP mode of the NIC.
@@ -99,7 +99,10 @@ impl Steering {
         settings.set(0, egress, 0)?;
 
         let pins = &config.pins;
-        let host = attach::xdp(&mut programs, "host", &config.host_inner, Xdp::Native, pins)?;
+        let host = match &config.host_inner {
+            Some(inner) => attach::xdp(&mut programs, "host", inner, Xdp::Native, pins)?,
+            None => "none",
+        };
         let wire = attach::xdp(&mut programs, "wire", &config.wire, config.xdp, pins)?;
         attach::egress(&mut programs, &config.wire, pins)?;
         Ok(Self {

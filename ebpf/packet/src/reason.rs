@@ -39,6 +39,8 @@ reasons! {
     EgressMalformed, "egress_malformed", "headers to a protected peer that cannot be walked to the transport header";
     // At the AF_XDP sockets.
     RxOverflow, "rx_overflow", "the worker was too slow: no free frame, or its RX ring was full";
+    // At the TAP.
+    SuperpacketRefused, "superpacket_refused", "from the host port: the packet contradicts the header that the kernel gave with it, or is too long for a frame";
     // In the worker, both directions.
     Malformed, "malformed", "IP headers cut off or contradicting the frame's length";
     FragmentMalformed, "fragment_malformed", "IP fragments whose length, offset, end, header checksum or ECN marks contradict themselves or each other";

@@ -43,9 +43,11 @@ pub struct PortStatus {
     pub role: String,
     /// Name of the interface.
     pub interface: String,
-    /// How XDP is attached: `native` or `generic`.
+    /// What it is, and why: `NIC`; of the host port, `TAP with superpackets: …`, `TAP: …` or `veth: …`.
+    pub kind: String,
+    /// How XDP is attached: `native` or `generic`; `none` on a TAP.
     pub xdp: String,
-    /// How the AF_XDP sockets are bound: `zero-copy` or `copy`.
+    /// How the AF_XDP sockets are bound: `zero-copy` or `copy`; `none` on a TAP.
     pub af_xdp: String,
     /// Queues of the interface, all bound.
     pub queues: u32,

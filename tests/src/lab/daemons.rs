@@ -65,8 +65,9 @@ impl Lab {
             .map(|worker| Ok((number + worker) % std::thread::available_parallelism()?.get()))
             .collect::<Result<_>>()?;
         let text = format!(
-            "wire = \"{WIRE}\"\nhost_port = \"{HOST_PORT}\"\nworkers = {queues}\ncores = {cores:?}\n\
+            "wire = \"{WIRE}\"\nhost_port = \"{}\"\nhost_interface = \"{HOST_PORT}\"\nworkers = {queues}\ncores = {cores:?}\n\
              pins = \"{}\"\nxdp = \"{xdp}\"\n",
+            self.plan.host_port,
             folder.join("bpf").display()
         );
         std::fs::write(&config, text)?;

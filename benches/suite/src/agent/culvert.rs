@@ -13,7 +13,6 @@ use culvert_tests::netns::{Home, run, wait_for};
 
 use super::usage::{Usage, memory};
 use super::{Setup, own_program, tunnel};
-use crate::way::Way;
 
 /// The host port's outer end.
 pub(super) const HOST_PORT: &str = "cvhost0";
@@ -36,8 +35,9 @@ impl Culvert {
     pub(super) fn start(setup: &Setup, home: &Home) -> Result<Self> {
         let folder = home.path();
         let mut settings = format!(
-            "wire = \"{}\"\nhost_port = \"{HOST_PORT}\"\npins = \"{}\"\n",
+            "wire = \"{}\"\nhost_port = \"{}\"\nhost_interface = \"{HOST_PORT}\"\npins = \"{}\"\n",
             setup.wire,
+            setup.way.host_port(),
             folder.join("bpf").display()
         );
         if !setup.cores.is_empty() {
@@ -145,7 +145,7 @@ fn keys(setup: &Setup) -> Result<String> {
     let [local, remote] = setup.ends();
     let mut text = String::from("[fallback]\nmode = \"culvert-only\"\n");
     let ends = format!("local = \"{local}\"\nremote = \"{remote}\"\n");
-    if setup.way == Way::Null {
+    if setup.way.is_null() {
         // What is guarded passes by the workers, also what a policy lets go in clear.
         write!(
             text,

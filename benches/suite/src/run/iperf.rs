@@ -272,8 +272,8 @@ fn cores(
 /// Fresh secrets for `sas` SAs.
 pub(super) fn secrets(way: Way, cipher: Option<&str>, sas: u32) -> Result<Vec<String>> {
     match way {
-        Way::Plain | Way::Null => Ok(Vec::new()),
-        Way::Culvert | Way::KernelXfrm => {
+        Way::Plain | Way::Null | Way::NullTap => Ok(Vec::new()),
+        Way::Culvert | Way::CulvertTap | Way::KernelXfrm => {
             let cipher = Cipher::from_name(cipher.context("no cipher")?)?;
             (0..2 * sas)
                 .map(|_| random(cipher.keymat_length()))

@@ -1,10 +1,12 @@
 //! How sides, loads and ciphers are called, in which order they come, and which colour each has.
 
 /// Sides as records have them, their names, their colours.
-const SIDES: [(&str, &str, usize); 7] = [
+const SIDES: [(&str, &str, usize); 9] = [
     ("plain", "plain Geneve", 2),
     ("null", "Culvert without ESP", 3),
+    ("null-tap", "Culvert without ESP, TAP", 3),
     ("culvert", "Culvert", 0),
+    ("culvert-tap", "Culvert, TAP", 0),
     ("kernel-xfrm", "kernel xfrm", 1),
     ("strongswan-libipsec", "strongSwan libipsec", 4),
     ("wireguard-go", "wireguard-go", 5),
