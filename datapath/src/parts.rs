@@ -115,12 +115,7 @@ fn open_sockets(wire: &Nic, inner: Option<&str>, workers: u32) -> Result<(Mode, 
 
 /// What fails here leaves nothing: sockets that stayed bound would keep out those of the next try.
 #[expect(unsafe_code, reason = "memory that frames point into")]
-fn open_in_mode(
-    wire: &Nic,
-    inner: Option<&str>,
-    workers: u32,
-    mode: Mode,
-) -> Result<Vec<Sockets>> {
+fn open_in_mode(wire: &Nic, inner: Option<&str>, workers: u32, mode: Mode) -> Result<Vec<Sockets>> {
     let opened = (0..workers)
         .map(|number| {
             let wire_queues: Vec<u32> = (number..wire.queues).step_by(workers as usize).collect();

@@ -162,7 +162,10 @@ mod tests {
             ("wire = 'eth1'\nworkers = 0", "workers = 0"),
             ("wire = 'eth1'\nworkers = 2\ncores = [1]", "only 1 cores"),
             ("wire = 'eth1'\naead = 'rot13'", "rot13"),
-            ("wire = 'eth1'\nhost_interface = 'a-name-of-fifteen'", "1 to 14"),
+            (
+                "wire = 'eth1'\nhost_interface = 'a-name-of-fifteen'",
+                "1 to 14",
+            ),
             // As it was called before there were kinds.
             ("wire = 'eth1'\nhost_port = 'cvhost0'", "auto"),
         ] {

@@ -105,8 +105,13 @@ fn offload(queue: &File) -> Result<Layout> {
 
 fn persist(queue: &File, stays: bool) -> Result<()> {
     // SAFETY: TUNSETPERSIST has its argument in the call.
-    let result =
-        unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST, libc::c_int::from(stays)) };
+    let result = unsafe {
+        libc::ioctl(
+            queue.as_raw_fd(),
+            libc::TUNSETPERSIST,
+            libc::c_int::from(stays),
+        )
+    };
     check(result).context("TUNSETPERSIST")
 }
 

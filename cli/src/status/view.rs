@@ -121,7 +121,15 @@ fn keymgr(status: &KeymgrStatus) -> String {
 }
 
 fn ports(status: &DatapathStatus) -> String {
-    let mut table = Table::new(&["PORT", "INTERFACE", "XDP", "AF_XDP", ">QUEUES", ">MTU", "KIND"]);
+    let mut table = Table::new(&[
+        "PORT",
+        "INTERFACE",
+        "XDP",
+        "AF_XDP",
+        ">QUEUES",
+        ">MTU",
+        "KIND",
+    ]);
     for port in &status.ports {
         table.row([
             port.role.clone(),
