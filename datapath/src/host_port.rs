@@ -49,23 +49,21 @@ impl HostPort {
 ///
 /// # Errors
 /// A TAP is wanted, and there can be none.
-pub fn choose(wanted: Kind) -> Result<(Kind, &'static str)> {
+pub fn choose(wanted: Kind) -> Result<(Kind, String)> {
     if wanted == Kind::Veth {
-        return Ok((Kind::Veth, "as the settings say"));
+        return Ok((Kind::Veth, "as the settings say".into()));
     }
+    let without = "this kernel has no superpackets of tunnels on a TAP (Linux 6.17)";
     Ok(match (wanted, Tap::has_superpackets()) {
-        (Kind::Tap, Ok(true)) => (Kind::Tap, "as the settings say"),
-        (Kind::Tap, Ok(false)) => (
-            Kind::Tap,
-            "as the settings say, but this kernel has no superpackets of tunnels on it (Linux 6.17)",
-        ),
+        (Kind::Tap, Ok(true)) => (Kind::Tap, "as the settings say".into()),
+        (Kind::Tap, Ok(false)) => (Kind::Tap, format!("as the settings say, but {without}")),
         (Kind::Tap, Err(error)) => return Err(error.context("host_port = \"tap\"")),
-        (_, Ok(true)) => (Kind::Tap, "this kernel hands over superpackets of tunnels"),
-        (_, Ok(false)) => (
-            Kind::Veth,
-            "this kernel has no superpackets of tunnels on a TAP (Linux 6.17)",
+        (_, Ok(true)) => (
+            Kind::Tap,
+            "this kernel hands over superpackets of tunnels".into(),
         ),
-        (_, Err(_)) => (Kind::Veth, "there can be no TAP here"),
+        (_, Ok(false)) => (Kind::Veth, without.into()),
+        (_, Err(error)) => (Kind::Veth, format!("there can be no TAP: {error:#}")),
     })
 }
 

@@ -48,11 +48,12 @@ impl Tap {
     pub fn open(name: &str, queues: u32) -> Result<Self> {
         let first = open_queue(name)?;
         let layout = offload(&first)?;
-        persist(&first, true)?;
         let mut all = vec![first];
         for _ in 1..queues {
             all.push(open_queue(name)?);
         }
+        // Last, as a start that fails leaves nothing.
+        persist(&all[0])?;
         Ok(Self {
             queues: all,
             layout,
@@ -75,7 +76,7 @@ fn open_queue(name: &str) -> Result<File> {
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")
-        .context("/dev/net/tun")?;
+        .context("/dev/net/tun, which a unit with PrivateDevices= does not have")?;
     let mut request = interface_request(name)?;
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
     request.ifr_ifru.ifru_flags = flags.to_le_bytes()[..2]
@@ -103,15 +104,9 @@ fn offload(queue: &File) -> Result<Layout> {
     Ok(Layout::V1)
 }
 
-fn persist(queue: &File, stays: bool) -> Result<()> {
+fn persist(queue: &File) -> Result<()> {
     // SAFETY: TUNSETPERSIST has its argument in the call.
-    let result = unsafe {
-        libc::ioctl(
-            queue.as_raw_fd(),
-            libc::TUNSETPERSIST,
-            libc::c_int::from(stays),
-        )
-    };
+    let result = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_int) };
     check(result).context("TUNSETPERSIST")
 }
 

@@ -34,7 +34,10 @@ impl Generation {
     pub fn new(cipher: Cipher, spis: [u32; 2]) -> Result<Self> {
         Ok(Self {
             spis,
-            keys: [random_key(cipher)?, random_key(cipher)?],
+            keys: [
+                random_hex(cipher.keymat_length())?,
+                random_hex(cipher.keymat_length())?,
+            ],
             cipher,
             esn: true,
             encapsulated: false,
@@ -43,9 +46,12 @@ impl Generation {
     }
 }
 
-/// A fresh key and salt, as hex digits.
-fn random_key(cipher: Cipher) -> Result<String> {
-    let mut bytes = vec![0; cipher.keymat_length()];
+/// Fresh bytes, as hex digits.
+///
+/// # Errors
+/// The kernel has none.
+pub fn random_hex(length: usize) -> Result<String> {
+    let mut bytes = vec![0; length];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

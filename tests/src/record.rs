@@ -208,12 +208,12 @@ pub struct Wire {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Series {
-    /// Who protects: `plain` (nobody), `null` (Culvert's steering and forwarding without ESP), `culvert`, `kernel-xfrm`,
+    /// Who protects: `plain` (nobody), `null` (Culvert's steering and forwarding without ESP), `culvert`, `null-tap` and `culvert-tap` (both with a TAP as the host port), `kernel-xfrm`,
     /// `strongswan-libipsec`, `wireguard-go`, `boringtun`.
     pub side: String,
     /// Cipher, where there is one.
     pub cipher: Option<String>,
-    /// Load: `tcp-85k` (one stream, window of 85 KB), `tcp`, `tcp-4` (four streams), `udp-64`, `udp-512`, `udp-1400` (bytes
+    /// Load: `tcp-85k` (one stream, window of 85 KB), `tcp`, `tcp-4` (four streams), `tcp-tenth` (held to 150 Mbit/s), `udp-64`, `udp-512`, `udp-1400` (bytes
     /// of payload, at the highest rate that loses no more than 0.1 %).
     pub load: String,
     /// Each round.
@@ -259,7 +259,7 @@ pub struct Latency {
     pub p999: f64,
 }
 
-/// Packets on the wire, counted in the middle of it; on two machines, by the NIC's own end.
+/// Packets on the wire, counted in the middle of it; on two machines, what the sides say they have sealed, and nothing else.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OnWire {

@@ -124,7 +124,7 @@ fn bench_between_two_machines() -> Result<()> {
     ensure!(labs(&[&lab]).is_empty(), "left: {:?}", labs(&[&lab]));
     for side in &lab.sides {
         let links = side.namespace.ip("-o -d link")?;
-        let left = ["cvbench", "cvhost", "prog/xdp"];
+        let left = ["cvbench", "cvbhost", "prog/xdp"];
         ensure!(!left.iter().any(|name| links.contains(name)), "{links}");
     }
     Ok(())

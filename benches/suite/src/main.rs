@@ -1,6 +1,6 @@
 //! `culvert-bench`: `./dev bench` and `culvert bench`. See [`culvert_bench`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -10,13 +10,14 @@ use culvert_bench::run::stage::Remote;
 use culvert_bench::run::{Event, Stop, guest, iperf, micro, scale};
 use culvert_bench::way::Way;
 use culvert_bench::{agent, report};
+use culvert_proto::channel::Lock;
 use culvert_proto::sa::Cipher;
 use culvert_tests::record::{Place, Record};
 
 /// Measures Culvert beside plain Geneve, kernel xfrm and others. All of it is run in namespaces of its own, unless
 /// --remote names another machine. Root, as that makes namespaces and loads eBPF.
 #[derive(Parser)]
-#[command(name = "culvert bench", version)]
+#[command(name = "culvert-bench", bin_name = "culvert bench", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -88,7 +89,7 @@ struct IperfArguments {
         long,
         value_name = "COMMAND",
         requires = "remote",
-        default_value = "ssh -o BatchMode=yes"
+        default_value = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5"
     )]
     ssh: String,
     /// Folder to keep the record in
@@ -160,6 +161,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Iperf(arguments) => run_iperf(arguments),
         Command::Scale(arguments) => run_scale(arguments),
         Command::Micro(arguments) => {
+            can_keep(&arguments.records)?;
             let record = micro::measure(arguments.passes, &Stop::on_signal()?)?;
             kept(&record, &arguments.records, 0)
         }
@@ -182,8 +184,28 @@ fn must_be_root() -> Result<()> {
     Ok(())
 }
 
+/// Sees that a record can be kept, before an hour is spent on it.
+fn can_keep(records: &Path) -> Result<()> {
+    std::fs::create_dir_all(records)
+        .and_then(|()| tempfile::tempfile_in(records))
+        .map(drop)
+        .with_context(|| format!("no record can be kept in {}", records.display()))
+}
+
+/// Sees that nobody else measures on this machine.
+fn alone() -> Result<Lock> {
+    Lock::take(Path::new("/run"), "culvert-bench")
+        .context("two measurements on one machine measure each other")
+}
+
 fn run_iperf(arguments: IperfArguments) -> Result<ExitCode> {
     must_be_root()?;
+    let _alone = if arguments.events {
+        None
+    } else {
+        can_keep(&arguments.records)?;
+        Some(alone()?)
+    };
     let stop = Stop::on_signal()?;
     let in_guest = std::env::var_os("CULVERT_GUEST").is_some();
     let remote = arguments.remote.map(|host| {
@@ -239,6 +261,8 @@ fn run_iperf(arguments: IperfArguments) -> Result<ExitCode> {
 
 fn run_scale(arguments: ScaleArguments) -> Result<ExitCode> {
     must_be_root()?;
+    can_keep(&arguments.records)?;
+    let _alone = alone()?;
     let stop = Stop::on_signal()?;
     let cores = u32::try_from(std::thread::available_parallelism()?.get())?;
     let options = scale::Options {
@@ -279,7 +303,7 @@ fn finish(
     result: Result<()>,
     stop: &Stop,
     failures: usize,
-    folder: &std::path::Path,
+    folder: &Path,
     record: impl FnOnce(bool) -> Result<Record>,
 ) -> Result<ExitCode> {
     match (result, record(!stop.is_set())) {
@@ -296,7 +320,7 @@ fn finish(
     }
 }
 
-fn kept(record: &Record, folder: &std::path::Path, failures: usize) -> Result<ExitCode> {
+fn kept(record: &Record, folder: &Path, failures: usize) -> Result<ExitCode> {
     let path = keep(record, folder)?;
     eprintln!("record: {}", path.display());
     if failures > 0 {

@@ -35,13 +35,13 @@ pub trait Port {
     }
 }
 
-/// Packets that the kernel counted as lost at a port, since it was opened.
+/// Packets lost at a port since it was opened, by the kernel's count or the port's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
     /// No free frame, or the RX ring was full.
     pub receive: u64,
     /// Descriptors that the kernel refused to send, or packets that it did not take.
     pub send: u64,
-    /// Superpackets that contradict themselves.
+    /// Superpackets that contradict themselves, and segments that are too long for a frame.
     pub refused: u64,
 }

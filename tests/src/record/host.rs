@@ -85,7 +85,7 @@ fn class(cpu: &str, cores: u32) -> String {
     class
 }
 
-/// The commit of the source that this was built from, while it is there; elsewhere the version.
+/// Where the source that this was built from is still there: the commit that it is at now. Elsewhere the version.
 pub(super) fn commit() -> String {
     let commit = said(
         Command::new("git")

@@ -58,7 +58,6 @@ impl Charon {
             setup.secrets[0]
         );
         write_private(&folder.join("swanctl.conf"), &connection)?;
-        ip(&format!("address add {inner}/32 dev lo"))?;
         let mut command = Command::new("charon-systemd");
         command.env("STRONGSWAN_CONF", folder.join("strongswan.conf"));
         let process = home.spawn(command, &folder.join("charon.out"))?;
@@ -68,6 +67,9 @@ impl Charon {
             number: setup.number,
             mtu: setup.inner_mtu.min(MTU),
         };
+        // What an agent that was killed has left.
+        let _ = ip(&format!("address delete {inner}/32 dev lo"));
+        ip(&format!("address add {inner}/32 dev lo"))?;
         wait_for("charon", Duration::from_secs(10), || socket.exists())
             .with_context(|| this.log())?;
         run(this

@@ -14,8 +14,8 @@ use culvert_tests::netns::{Home, run, wait_for};
 use super::usage::{Usage, memory};
 use super::{Setup, own_program, tunnel};
 
-/// The host port's outer end.
-pub(super) const HOST_PORT: &str = "cvhost0";
+/// The host port: not that of a Culvert that is installed, which a run between machines must leave alone.
+pub(super) const HOST_PORT: &str = "cvbhost0";
 /// First SPIs from side 0 to side 1, and back.
 const SPIS: [u32; 2] = [0x0100_0000, 0x0200_0000];
 /// Time for a daemon to come up, and for ten thousand SAs, on emulated CPUs too.
@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_mins(2);
 pub(super) struct Culvert {
     folder: PathBuf,
     datapath: Child,
-    keymgr: Child,
+    keymgr: Option<Child>,
     started: Instant,
     filled: Option<f64>,
 }
@@ -54,12 +54,19 @@ impl Culvert {
         datapath.arg("--config").arg(folder.join("datapath.toml"));
         datapath.arg("--run-dir").arg(&folder);
         let log = folder.join("datapath.log");
-        let mut datapath = home.spawn(datapath, &log)?;
-        let socket = folder.join(DATAPATH_SOCKET);
+        // From here on there is something to be taken away, whatever fails.
+        let mut this = Self {
+            datapath: home.spawn(datapath, &log)?,
+            keymgr: None,
+            started: Instant::now(),
+            filled: None,
+            folder,
+        };
+        let socket = this.folder.join(DATAPATH_SOCKET);
         wait_for("culvert-datapath", LIMIT, || {
-            socket.exists() || matches!(datapath.try_wait(), Ok(Some(_)))
+            socket.exists() || matches!(this.datapath.try_wait(), Ok(Some(_)))
         })?;
-        if let Some(status) = datapath.try_wait()? {
+        if let Some(status) = this.datapath.try_wait()? {
             bail!("culvert-datapath: {status}; {}", tail(&log));
         }
         let mut keymgr = Command::new(own_program("culvert-keymgr")?);
@@ -70,17 +77,11 @@ impl Culvert {
             ("--bridge", "charon.culvert"),
             ("--pins", "bpf"),
         ] {
-            keymgr.arg(option).arg(folder.join(name));
+            keymgr.arg(option).arg(this.folder.join(name));
         }
-        let started = Instant::now();
-        let keymgr = home.spawn(keymgr, &folder.join("keymgr.log"))?;
-        Ok(Self {
-            folder,
-            datapath,
-            keymgr,
-            started,
-            filled: None,
-        })
+        this.started = Instant::now();
+        this.keymgr = Some(home.spawn(keymgr, &this.folder.join("keymgr.log"))?);
+        Ok(this)
     }
 
     /// Waits until the datapath has all that it is to have.
@@ -108,7 +109,8 @@ impl Culvert {
         usage.process("datapath", self.datapath.id())?;
         usage.sealed = Some(status.workers.iter().map(|worker| worker.sealed).sum());
         usage.datapath_mib = memory(self.datapath.id())?;
-        usage.keymgr_mib = memory(self.keymgr.id())?;
+        let keymgr = self.keymgr.as_ref().context("no key manager")?;
+        usage.keymgr_mib = memory(keymgr.id())?;
         usage.filled_in = self.filled;
         usage.aead = status.aead;
         for port in status.ports.iter().filter(|port| port.role == "wire") {
@@ -122,7 +124,7 @@ impl Culvert {
 
 impl Drop for Culvert {
     fn drop(&mut self) {
-        for child in [&mut self.keymgr, &mut self.datapath] {
+        for child in self.keymgr.iter_mut().chain([&mut self.datapath]) {
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -11,8 +11,15 @@ use serde_json::Value;
 
 use super::Stop;
 
-/// The benches.
-const BENCHES: [&str; 5] = ["aead", "esp", "pipeline", "replay", "spd"];
+/// The benches, and what cargo is told for each. ring is compared with, and not used.
+const BENCHES: [(&str, &str); 6] = [
+    ("aead", " --features ring"),
+    ("esp", ""),
+    ("pipeline", ""),
+    ("replay", ""),
+    ("spd", ""),
+    ("gso", ""),
+];
 
 /// Runs them `passes` times.
 ///
@@ -25,17 +32,23 @@ pub fn measure(passes: u32, stop: &Stop) -> Result<Record> {
     );
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    // Not where criterion keeps what a developer compares with.
+    let results = target.join("criterion-suite");
     let (mut times, mut clocks) = (BTreeMap::new(), Vec::new());
     let mut complete = true;
     'passes: for pass in 1..=passes {
-        for bench in BENCHES {
+        for (bench, options) in BENCHES {
             if stop.is_set() {
                 complete = false;
                 break 'passes;
             }
             eprintln!("pass {pass} of {passes}: {bench}");
-            let _ = fs::remove_dir_all(target.join("criterion"));
-            let output = cargo(bench).stderr(Stdio::inherit()).output()?;
+            let _ = fs::remove_dir_all(&results);
+            let output = Command::new("cargo")
+                .args(line(bench, options).split(' ').skip(1))
+                .env("CRITERION_HOME", &results)
+                .stderr(Stdio::inherit())
+                .output()?;
             if stop.is_set() {
                 complete = false;
                 break 'passes;
@@ -43,38 +56,24 @@ pub fn measure(passes: u32, stop: &Stop) -> Result<Record> {
             ensure!(output.status.success(), "bench {bench}: {}", output.status);
             let text = String::from_utf8_lossy(&output.stdout);
             clocks.extend(text.lines().filter_map(parse));
-            read(&target.join("criterion"), &mut times)?;
+            read(&results, &mut times)?;
         }
     }
     ensure!(!times.is_empty(), "nothing was measured");
     let times = times.into_iter().map(|(id, ns)| Time { id, ns }).collect();
-    let commands = BENCHES
-        .iter()
-        .map(|bench| format!("cargo bench -p culvert-benches --bench {bench}"));
+    let commands = BENCHES.map(|(bench, options)| line(bench, options));
     let results = Results::Micro(Micro { times, clocks });
     Ok(Record::new(
         Host::this(),
-        commands.collect(),
+        commands.into(),
         complete,
         results,
     ))
 }
 
-fn cargo(bench: &str) -> Command {
-    let mut command = Command::new("cargo");
-    command.args([
-        "bench",
-        "--quiet",
-        "-p",
-        "culvert-benches",
-        "--bench",
-        bench,
-    ]);
-    // It is compared with, and not used.
-    if bench == "aead" {
-        command.args(["--features", "ring"]);
-    }
-    command
+/// The command of a bench.
+fn line(bench: &str, options: &str) -> String {
+    format!("cargo bench -p culvert-benches{options} --bench {bench}")
 }
 
 /// Adds nanoseconds a packet of each of criterion's benchmarks.

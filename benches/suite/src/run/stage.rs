@@ -35,8 +35,8 @@ pub const WIRE_MTU: u32 = 1600;
 /// What Geneve and ESP may take of it, over IPv6 too: 70 for Geneve's headers and 30 for ESP's with as much padding, rounded.
 pub const OVERHEAD: u32 = 100;
 
-/// How long an agent may take for an answer, at most.
-const PATIENCE: Duration = Duration::from_mins(10);
+/// How long an agent may take to clean up, at most.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Both ends, fresh. All that they have made goes when this is dropped.
 pub struct Stage {
@@ -263,7 +263,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         drop(self.input.take());
-        let end = Instant::now() + PATIENCE.min(Duration::from_secs(30));
+        let end = Instant::now() + PATIENCE;
         while matches!(self.process.try_wait(), Ok(None)) {
             if Instant::now() > end {
                 let _ = self.process.kill();
