@@ -58,6 +58,8 @@ pub struct Plan {
     pub sa: [&'static str; 2],
     /// Milliseconds without a heartbeat after which the datapath counts as hung.
     pub hung_after: u32,
+    /// The wire has a bridge in its middle, where what crosses it is seen. Without, it is a pair of veths, and costs less.
+    pub watched: bool,
     /// Whether there are tunnel devices at all. Without, something else makes Geneve.
     pub tunnel: bool,
     /// The daemons have the capabilities that their systemd units give them, and no others.
@@ -80,6 +82,7 @@ impl Default for Plan {
             dont_fragment: true,
             sa: [""; 2],
             hung_after: 100,
+            watched: true,
             tunnel: true,
             confined: false,
             keep: false,
@@ -129,6 +132,14 @@ pub struct Lab {
     pub home: Home,
 }
 
+/// What makes the underlay NIC of a side, whose other end is `peer`.
+fn link(plan: Plan, number: usize, peer: &str) -> String {
+    let (queues, mtu) = (plan.queues, plan.mtu);
+    let queues = format!("numtxqueues {queues} numrxqueues {queues}");
+    let mac = outer_mac(number);
+    format!("link add {WIRE} mtu {mtu} address {mac} {queues} type veth peer name {peer} {queues}")
+}
+
 /// SPIs from a to b and from b to a.
 pub const SPIS: [u32; 2] = [0x1001, 0x2001];
 
@@ -141,10 +152,15 @@ impl Lab {
         let home = Home::new(plan.keep)?;
         let underlay = Namespace::new(home.name("-u"))?;
         underlay.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
+        for setting in ["iptables", "ip6tables", "arptables"] {
+            underlay.sysctl(&format!("net.bridge.bridge-nf-call-{setting}"), "0")?;
+        }
         underlay.ip("link add br0 type bridge mcast_snooping 0")?;
         underlay.ip("link set br0 up")?;
         let a = Side::new(&home, &underlay, plan, 0)?;
         let b = Side::new(&home, &underlay, plan, 1)?;
+        a.plug_in(0)?;
+        b.plug_in(1)?;
         let mut sides = [a, b];
         let mut endpoint = "kernel";
         for number in (0..2).filter(|_| plan.tunnel) {
@@ -242,28 +258,16 @@ impl Side {
             namespace.sysctl(&format!("net.ipv6.conf.default.{setting}"), "0")?;
         }
         wire::silence(&namespace)?;
-        namespace.ip(&format!(
-            "link add {WIRE} mtu {mtu} address {} numtxqueues {queues} numrxqueues {queues} type veth \
-             peer name {letter}0 netns {} numtxqueues {queues} numrxqueues {queues}",
-            outer_mac(number),
-            underlay.name(),
-            queues = plan.queues,
-            mtu = plan.mtu,
-        ))?;
-        underlay.ip(&format!(
-            "link set {letter}0 mtu {} master br0 up",
-            plan.mtu
-        ))?;
-        namespace.ip(&format!("link set {WIRE} up"))?;
-        namespace.ip(&format!("address add 192.0.2.{host}/24 dev {WIRE}"))?;
-        namespace.ip(&format!("address add 2001:db8::{host}/64 dev {WIRE} nodad"))?;
-        let (other, mac) = (2 - number, outer_mac(1 - number));
-        namespace.ip(&format!(
-            "neigh add 192.0.2.{other} lladdr {mac} dev {WIRE}"
-        ))?;
-        namespace.ip(&format!(
-            "neigh add 2001:db8::{other} lladdr {mac} dev {WIRE}"
-        ))?;
+        if plan.watched {
+            namespace.ip(&link(plan, number, &format!("{letter}0 netns {}", underlay.name())))?;
+            underlay.ip(&format!(
+                "link set {letter}0 mtu {} master br0 up",
+                plan.mtu
+            ))?;
+        } else if number == 1 {
+            let peer = format!("{WIRE} mtu {} address {} netns {}", plan.mtu, outer_mac(0), home.name("-a"));
+            namespace.ip(&link(plan, number, &peer))?;
+        }
         let outer = if plan.ipv6 {
             format!("2001:db8::{host}").parse()?
         } else {
@@ -279,6 +283,22 @@ impl Side {
             geneve: None,
             xdp: plan.xdp,
         })
+    }
+
+    /// Gives the NIC its addresses.
+    fn plug_in(&self, number: usize) -> Result<()> {
+        let host = number + 1;
+        self.namespace.ip(&format!("link set {WIRE} up"))?;
+        self.namespace.ip(&format!("address add 192.0.2.{host}/24 dev {WIRE}"))?;
+        self.namespace.ip(&format!("address add 2001:db8::{host}/64 dev {WIRE} nodad"))?;
+        let (other, mac) = (2 - number, outer_mac(1 - number));
+        self.namespace.ip(&format!(
+            "neigh add 192.0.2.{other} lladdr {mac} dev {WIRE}"
+        ))?;
+        self.namespace.ip(&format!(
+            "neigh add 2001:db8::{other} lladdr {mac} dev {WIRE}"
+        ))?;
+        Ok(())
     }
 
     /// Makes the tunnel device: the kernel's if it has one (then true), else the fixture.
