@@ -4,6 +4,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::utils::CachePadded;
@@ -20,9 +21,10 @@ use crate::tables::Tables;
 /// Most frames that are received from a port at once.
 pub const BATCH: usize = 64;
 
-/// Turns without a packet after which the worker sleeps: some tens of microseconds, longer than the gaps of
-/// a busy link, shorter than anyone minds.
-const IDLE_TURNS: u32 = 256;
+/// Time without a packet after which the worker sleeps: longer than the gaps of a busy link, shorter than anyone minds.
+const IDLE: Duration = Duration::from_micros(50);
+/// Turns without a packet between looks at the clock.
+const IDLE_TURNS: u32 = 16;
 
 /// Longest sleep in milliseconds. Packets and new tables end it at once; this is for the heartbeat, which must not
 /// take a worker that has nothing to do for one that hangs.
@@ -192,7 +194,8 @@ impl<W: Port, H: Port> Worker<W, H> {
 
     /// Runs until it is told to stop.
     pub fn run(&mut self) {
-        let mut idle = 0;
+        let mut idle = 0_u32;
+        let mut since = Instant::now();
         let mut turns = 0_u32;
         while !self.shared.stop.load(Ordering::Relaxed) {
             turns = turns.wrapping_add(1);
@@ -202,7 +205,10 @@ impl<W: Port, H: Port> Worker<W, H> {
             } else {
                 idle += 1;
             }
-            if idle >= IDLE_TURNS {
+            if idle == 1 {
+                since = Instant::now();
+            }
+            if idle >= IDLE_TURNS && idle.is_multiple_of(IDLE_TURNS) && since.elapsed() >= IDLE {
                 // If nobody woke it, it sleeps on after one turn.
                 idle = if self.sleep() { 0 } else { IDLE_TURNS - 1 };
                 self.look_after();

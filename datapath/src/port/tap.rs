@@ -39,6 +39,7 @@ pub struct TapPort {
     queued: Vec<Frame>,
     coalescer: Coalescer,
     losses: Losses,
+    skip: u32,
 }
 
 /// A superpacket in the buffer that is not cut to its end.
@@ -74,6 +75,7 @@ impl TapPort {
             queued: Vec::with_capacity(QUEUE),
             coalescer: Coalescer::new(settings, QUEUE),
             losses: Losses::default(),
+            skip: 0,
         }
     }
 
@@ -173,8 +175,15 @@ impl Port for TapPort {
     fn receive(&mut self, pool: &mut Pool, batch: &mut Vec<Frame>, most: usize) -> usize {
         let mut count = 0;
         while count < most {
-            if self.held.is_none() && !self.read() {
-                break;
+            if self.held.is_none() {
+                if self.skip > 0 {
+                    self.skip -= 1;
+                    break;
+                }
+                if !self.read() {
+                    self.skip = 16;
+                    break;
+                }
             }
             let cut = self.cut(pool, batch, most - count);
             if cut == 0 && self.held.is_some() {
@@ -199,6 +208,7 @@ impl Port for TapPort {
             return;
         }
         self.write();
+        self.skip = 0;
         for frame in self.queued.drain(..) {
             pool.give(frame);
         }
