@@ -18,6 +18,7 @@ use signal_hook::consts::SIGTERM;
 
 use crate::guard::Guarded;
 use crate::heartbeat::Heart;
+use crate::host_port;
 use crate::monitor::{Journal, Watch, WatchList};
 use crate::steer::Steering;
 use crate::tables::{Compiled, Database, Installed};
@@ -48,6 +49,8 @@ pub struct Control {
     managers: Arc<()>,
     /// Whether the tables are the key manager's, and not yet those of an empty start.
     filled: bool,
+    /// The TAP, if the host port is one, and what was not taken of it before.
+    tap: Option<(String, u64)>,
 }
 
 impl Control {
@@ -72,7 +75,17 @@ impl Control {
             heart: Arc::default(),
             managers: Arc::default(),
             filled: false,
+            tap: None,
         }
+    }
+
+    /// Counts as drops what the stack has for the TAP `name` from now on, and finds no room for in its queues.
+    ///
+    /// # Errors
+    /// The kernel does not say how much that is.
+    pub fn watch_tap(&mut self, name: &str) -> anyhow::Result<()> {
+        self.tap = Some((name.to_owned(), host_port::not_taken(name)?));
+        Ok(())
     }
 
     /// The workers' handles.
@@ -240,14 +253,25 @@ impl Control {
             warn!("counters of the eBPF programs: {error:#}");
             [0; DropReason::COUNT]
         });
+        let not_taken = self.tap.as_ref().and_then(|(name, before)| {
+            let now = host_port::not_taken(name);
+            now.inspect_err(|error| warn!("drops of {name}: {error:#}"))
+                .ok()?
+                .checked_sub(*before)
+        });
         DropReason::ALL
             .iter()
             .map(|reason| {
+                let by_kernel = match reason {
+                    DropReason::RxOverflow => not_taken.unwrap_or_default(),
+                    _ => 0,
+                };
                 let workers: u64 = self
                     .workers()
                     .map(|worker| worker.counters().dropped(*reason))
                     .sum();
-                (reason.name().to_owned(), steering[reason.index()] + workers)
+                let all = steering[reason.index()] + by_kernel + workers;
+                (reason.name().to_owned(), all)
             })
             .collect()
     }

@@ -60,7 +60,8 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
         .with_context(|| format!("host port {outer}"))?;
     let host_kind = format!("{}: {why}", host_port.kind());
     info!("host port {outer}: {host_kind}");
-    let steered = matches!(host_port, HostPort::Veth).then(|| inner.clone());
+    let is_tap = matches!(host_port, HostPort::Tap(_));
+    let steered = (!is_tap).then(|| inner.clone());
     let mut steering = Steering::attach(&steering_config(settings, steered))?;
 
     let (mode, parts) = open_ports(&wire, &inner, host_port, workers)?;
@@ -96,7 +97,10 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     for (cipher, backend) in aead.names() {
         info!("{cipher} by {backend}");
     }
-    let control = Control::new(Database::new(aead), ports, handles, steering);
+    let mut control = Control::new(Database::new(aead), ports, handles, steering);
+    if is_tap {
+        control.watch_tap(outer)?;
+    }
     let control = Arc::new(Mutex::new(control));
     let listener =
         Listener::bind(&run_directory.join(DATAPATH_SOCKET)).context("control socket")?;

@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 
 use culvert_esp::buffer;
+use culvert_gso::coalesce::Packet;
 
 /// Size of a chunk that the kernel shares, in bytes: a page, the largest that AF_XDP takes without huge
 /// pages.
@@ -35,6 +36,7 @@ pub struct Frame {
     index: u32,
     start: u32,
     end: u32,
+    authenticated: bool,
 }
 
 // SAFETY: the chunk is this frame's alone (see `Pool`), wherever the frame goes.
@@ -77,6 +79,12 @@ impl Frame {
         self.start as usize
     }
 
+    /// Notes whether the packet is one that was authenticated.
+    #[inline]
+    pub fn set_authenticated(&mut self, authenticated: bool) {
+        self.authenticated = authenticated;
+    }
+
     /// Moves the packet to `start` in its chunk; false, and nothing done, if it does not fit there.
     pub fn move_to(&mut self, start: usize) -> bool {
         let bounds = buffer::Frame::bounds(self);
@@ -113,6 +121,13 @@ impl AsRef<[u8]> for Frame {
     #[inline]
     fn as_ref(&self) -> &[u8] {
         self.bytes()
+    }
+}
+
+impl Packet for Frame {
+    #[inline]
+    fn authenticated(&self) -> bool {
+        self.authenticated
     }
 }
 
@@ -232,6 +247,7 @@ impl Pool {
             index,
             start: offset as u32,
             end: (offset + length) as u32,
+            authenticated: false,
         })
     }
 }

@@ -21,6 +21,9 @@ use crate::tap::Tap;
 /// Longest MTU at which native XDP runs on a veth whose packets are in one page, and whose packets fit a frame.
 const MAX_MTU: u32 = 3498;
 
+/// By which a TAP is known as Culvert's: its alias, as `ip link` shows it.
+const ALIAS: &str = "Culvert's host port";
+
 /// The IPv4 dummy address (RFC 7600 §4.8): neither forwarded nor reached by anyone.
 const DUMMY_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
@@ -101,11 +104,11 @@ pub fn ensure(kind: Kind, outer: &str, inner: &str, wire: &str, queues: u32) -> 
     if let Some(there) = netlink.get(outer)? {
         let veth = is_veth(&there) && is_pair(&there, inner);
         ensure!(
-            veth || is_tap(&there),
+            veth || is_our_tap(&there),
             "there is an interface {outer} that is not Culvert's; set host_interface to a free name"
         );
         let fits = match kind {
-            Kind::Tap => is_tap(&there),
+            Kind::Tap => is_our_tap(&there),
             Kind::Veth | Kind::Auto => veth && Nic::query(inner)?.queues == queues,
         };
         if !fits {
@@ -115,7 +118,12 @@ pub fn ensure(kind: Kind, outer: &str, inner: &str, wire: &str, queues: u32) -> 
     }
     let made = if_nametoindex(outer).is_err();
     let port = match kind {
-        Kind::Tap => HostPort::Tap(Tap::open(outer, queues)?),
+        Kind::Tap => {
+            let tap = Tap::open(outer, queues)?;
+            netlink.set(outer, vec![LinkAttribute::IfAlias(ALIAS.into())], false)?;
+            tap.persist()?;
+            HostPort::Tap(tap)
+        }
         Kind::Veth | Kind::Auto => {
             if made {
                 netlink.create_veth(outer, inner, queues)?;
@@ -160,6 +168,23 @@ pub fn ensure(kind: Kind, outer: &str, inner: &str, wire: &str, queues: u32) -> 
     Ok(port)
 }
 
+/// Packets that the stack had for the host port and nobody took, as a queue was full, or nobody there to read it.
+///
+/// # Errors
+/// It is gone, or the kernel does not say.
+pub fn not_taken(outer: &str) -> Result<u64> {
+    let netlink = Netlink::open().context("netlink")?;
+    let link = netlink.get(outer)?.context("it is gone")?;
+    let dropped = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::Stats64(statistics) => Some(statistics.tx_dropped),
+        _ => None,
+    };
+    link.attributes
+        .iter()
+        .find_map(dropped)
+        .context("no statistics")
+}
+
 /// Removes it, if it is there.
 ///
 /// # Errors
@@ -167,7 +192,7 @@ pub fn ensure(kind: Kind, outer: &str, inner: &str, wire: &str, queues: u32) -> 
 pub fn remove(outer: &str) -> Result<()> {
     let netlink = Netlink::open().context("netlink")?;
     match netlink.get(outer)? {
-        Some(link) if is_veth(&link) || is_tap(&link) => netlink.delete(outer),
+        Some(link) if is_veth(&link) || is_our_tap(&link) => netlink.delete(outer),
         _ => Ok(()),
     }
 }
@@ -176,8 +201,9 @@ fn is_veth(link: &LinkMessage) -> bool {
     is(link, &InfoKind::Veth)
 }
 
-fn is_tap(link: &LinkMessage) -> bool {
-    is(link, &InfoKind::Tun)
+fn is_our_tap(link: &LinkMessage) -> bool {
+    let ours = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfAlias(alias) if alias == ALIAS);
+    is(link, &InfoKind::Tun) && link.attributes.iter().any(ours)
 }
 
 fn is(link: &LinkMessage, kind: &InfoKind) -> bool {

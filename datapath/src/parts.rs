@@ -14,12 +14,14 @@ use crate::host_port::HostPort;
 use crate::nic::Nic;
 use crate::port::Port;
 use crate::port::host::HostPort as HostQueue;
-use crate::port::tap::TapPort;
+use crate::port::tap::{Lengths, TapPort};
 use crate::port::xsk::{Memory, Mode, XskPort};
 use crate::steer::{Role, Steering};
 
 /// Ethernet's header, without VLAN tags.
 const ETHERNET: usize = 14;
+/// Two of those.
+const VLAN_TAGS: usize = 8;
 
 /// What a worker is made of.
 pub(crate) struct Part {
@@ -64,8 +66,11 @@ pub(crate) fn open_ports(
 ) -> Result<(Mode, Vec<Part>)> {
     let inner = matches!(host, HostPort::Veth).then_some(inner);
     let (mode, sockets) = open_sockets(wire, inner, workers)?;
-    // A frame that is no longer fits the wire under every SA.
-    let longest = (ETHERNET + wire.mtu as usize).saturating_sub(MAX_HEADROOM + MAX_TAILROOM);
+    let most = ETHERNET + wire.mtu as usize;
+    let lengths = Lengths {
+        most: most + VLAN_TAGS,
+        fits: most.saturating_sub(MAX_HEADROOM + MAX_TAILROOM),
+    };
     let (queues, layout) = match host {
         HostPort::Veth => (Vec::new(), Layout::V1),
         HostPort::Tap(tap) => (tap.queues, tap.layout),
@@ -77,7 +82,7 @@ pub(crate) fn open_ports(
             None => HostQueue::Tap(TapPort::new(
                 queues.next().context("a queue of the TAP")?,
                 layout,
-                longest,
+                lengths,
             )),
         };
         Ok(Part {

@@ -54,9 +54,9 @@ pub enum Xdp {
 #[serde(rename_all = "lowercase")]
 pub enum HostPort {
     /// A TAP where the kernel hands over superpackets of tunnels by it, else a veth pair.
+    #[default]
     Auto,
     /// A veth pair, whose inner end is read by `AF_XDP`.
-    #[default]
     Veth,
     /// A TAP.
     Tap,
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn the_nic_is_enough() {
         let settings = parse("wire = 'eth1'").unwrap();
-        assert_eq!(settings.host_port, HostPort::Veth);
+        assert_eq!(settings.host_port, HostPort::Auto);
         assert_eq!(settings.host_interface, "cvhost0");
         assert_eq!(settings.host_inner(), "cvhost0i");
         assert_eq!(settings.xdp, Xdp::Auto);

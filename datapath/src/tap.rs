@@ -41,23 +41,34 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens `name`, or makes it, with `queues` queues; it stays when they are closed.
+    /// Opens `name`, or makes it, with `queues` queues. It is gone when they are closed, until [`Tap::persist`].
     ///
     /// # Errors
-    /// There is no TUN driver, or `name` is somebody else's.
+    /// There is no TUN driver, or `name` is another kind of interface.
     pub fn open(name: &str, queues: u32) -> Result<Self> {
-        let first = open_queue(name)?;
-        let layout = offload(&first)?;
-        let mut all = vec![first];
-        for _ in 1..queues {
-            all.push(open_queue(name)?);
+        // Without superpackets, the kernel's own GRO is to do what it can, which takes its own place in the kernel.
+        let napi = !Self::has_superpackets()?;
+        let mut all = Vec::new();
+        for _ in 0..queues {
+            all.push(open_queue(name, napi)?);
         }
-        // Last, as a start that fails leaves nothing.
-        persist(&all[0])?;
+        let layout = offload(all.first().context("a TAP without queues")?)?;
         Ok(Self {
             queues: all,
             layout,
         })
+    }
+
+    /// Lets it stay when its queues are closed. Last, as a start that fails leaves nothing.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn persist(&self) -> Result<()> {
+        let queue = self.queues.first().context("a TAP without queues")?;
+        // SAFETY: TUNSETPERSIST has its argument in the call.
+        let result =
+            unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_int) };
+        check(result).context("TUNSETPERSIST")
     }
 
     /// Whether this kernel hands over superpackets of UDP tunnels (Linux 6.17); tried with a TAP that goes at once.
@@ -66,11 +77,11 @@ impl Tap {
     /// There can be no TAP at all.
     pub fn has_superpackets() -> Result<bool> {
         // The kernel finds a name for it.
-        Ok(offload(&open_queue("cvtry%d")?)? == Layout::Tunnel)
+        Ok(offload(&open_queue("cvtry%d", false)?)? == Layout::Tunnel)
     }
 }
 
-fn open_queue(name: &str) -> Result<File> {
+fn open_queue(name: &str, napi: bool) -> Result<File> {
     let queue = OpenOptions::new()
         .read(true)
         .write(true)
@@ -78,7 +89,10 @@ fn open_queue(name: &str) -> Result<File> {
         .open("/dev/net/tun")
         .context("/dev/net/tun, which a unit with PrivateDevices= does not have")?;
     let mut request = interface_request(name)?;
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    if napi {
+        flags |= libc::IFF_NAPI;
+    }
     request.ifr_ifru.ifru_flags = flags.to_le_bytes()[..2]
         .try_into()
         .map(i16::from_le_bytes)?;
@@ -102,12 +116,6 @@ fn offload(queue: &File) -> Result<Layout> {
     }
     set(Layout::V1, PLAIN).context("offloads of the TAP")?;
     Ok(Layout::V1)
-}
-
-fn persist(queue: &File) -> Result<()> {
-    // SAFETY: TUNSETPERSIST has its argument in the call.
-    let result = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_int) };
-    check(result).context("TUNSETPERSIST")
 }
 
 fn check(result: libc::c_int) -> Result<()> {

@@ -22,9 +22,10 @@ use crate::tables::Tables;
 pub const BATCH: usize = 64;
 
 /// Time without a packet after which the worker sleeps: longer than the gaps of a busy link, shorter than anyone minds.
-const IDLE: Duration = Duration::from_micros(50);
-/// Turns without a packet between looks at the clock.
-const IDLE_TURNS: u32 = 16;
+const IDLE: Duration = Duration::from_micros(100);
+
+/// Turns without a packet before it looks at the clock.
+const IDLE_TURNS: u32 = 64;
 
 /// Longest sleep in milliseconds. Packets and new tables end it at once; this is for the heartbeat, which must not
 /// take a worker that has nothing to do for one that hangs.
@@ -194,13 +195,13 @@ impl<W: Port, H: Port> Worker<W, H> {
 
     /// Runs until it is told to stop.
     pub fn run(&mut self) {
-        let mut idle = 0_u32;
-        let mut since = Instant::now();
+        // Turns without a packet, and when the first of them was.
+        let (mut idle, mut since) = (0_u32, Instant::now());
         let mut turns = 0_u32;
         while !self.shared.stop.load(Ordering::Relaxed) {
             turns = turns.wrapping_add(1);
             self.shared.counters.seen.store(now(), Ordering::Relaxed);
-            if self.turn() > 0 {
+            if self.turn() > 0 || self.host.is_pending() {
                 idle = 0;
             } else {
                 idle += 1;
@@ -208,7 +209,7 @@ impl<W: Port, H: Port> Worker<W, H> {
             if idle == 1 {
                 since = Instant::now();
             }
-            if idle >= IDLE_TURNS && idle.is_multiple_of(IDLE_TURNS) && since.elapsed() >= IDLE {
+            if idle >= IDLE_TURNS && since.elapsed() >= IDLE {
                 // If nobody woke it, it sleeps on after one turn.
                 idle = if self.sleep() { 0 } else { IDLE_TURNS - 1 };
                 self.look_after();
@@ -374,21 +375,24 @@ impl<'a, P> PortSink<'a, P> {
 
 impl<P: Port> Sink for PortSink<'_, P> {
     #[inline]
-    fn send(&mut self, frame: Frame) {
+    fn send(&mut self, mut frame: Frame) {
+        frame.set_authenticated(true);
         match self.port.queue(frame) {
             Ok(()) => self.sent += 1,
             Err(frame) => self.discard(frame, DropReason::TxRingFull),
         }
     }
 
-    fn pass(&mut self, frame: Frame) {
+    fn pass(&mut self, mut frame: Frame) {
+        frame.set_authenticated(false);
         match self.port.queue(frame) {
             Ok(()) => self.passed += 1,
             Err(frame) => self.discard(frame, DropReason::TxRingFull),
         }
     }
 
-    fn answer(&mut self, frame: Frame) {
+    fn answer(&mut self, mut frame: Frame) {
+        frame.set_authenticated(false);
         let sent = match self.back.as_mut() {
             Some(back) => back.queue(frame),
             None => Err(frame),

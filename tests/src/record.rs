@@ -202,6 +202,9 @@ pub struct Wire {
     pub inner_mtu: u32,
     /// What makes Geneve: `kernel` or `fixture`.
     pub geneve: String,
+    /// Whether there was a bridge in its middle, which counted packets and took its time for that. Otherwise what is on the wire
+    /// was looked at before the first round, with the bridge, and what [`OnWire`] says is by the sides' own counters.
+    pub bridge: bool,
 }
 
 /// One side under one load: the rounds of it.
@@ -259,7 +262,7 @@ pub struct Latency {
     pub p999: f64,
 }
 
-/// Packets on the wire, counted in the middle of it; on two machines, what the sides say they have sealed, and nothing else.
+/// Packets on the wire, counted by the bridge in the middle of it; without one, what the sides say they have sealed, and nothing else.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OnWire {

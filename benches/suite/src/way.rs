@@ -127,9 +127,9 @@ impl Way {
         let programs: &[&str] = match self {
             Self::Plain | Self::Null | Self::Culvert => &[],
             Self::NullTap | Self::CulvertTap => {
-                let without = !matches!(Tap::has_superpackets(), Ok(true));
-                return without
-                    .then(|| "this kernel has no superpackets of tunnels on a TAP".into());
+                // Without superpackets, too: to see what the best is that a kernel has.
+                let error = Tap::has_superpackets().err()?;
+                return Some(format!("there can be no TAP: {error:#}"));
             }
             Self::KernelXfrm => {
                 return (!kernel_has_esp()).then(|| "this kernel has no ESP".into());

@@ -43,8 +43,21 @@ const MOST_DATAGRAMS: u16 = 64;
 pub enum Checksums {
     /// They are right, as who authenticated the packet had computed them. Nothing is computed, also not by the kernel.
     Trusted,
-    /// They are computed; a packet with a wrong one goes on as it is.
+    /// They are computed, but those of packets that were authenticated; a packet with a wrong one goes on as it is.
     Verified,
+}
+
+/// A frame, and what is known of it.
+pub trait Packet: AsRef<[u8]> {
+    /// Whether somebody has authenticated it, who vouches for its checksums, too.
+    fn authenticated(&self) -> bool;
+}
+
+/// A frame of which nothing is known.
+impl Packet for Vec<u8> {
+    fn authenticated(&self) -> bool {
+        false
+    }
 }
 
 /// What may be done.
@@ -125,7 +138,7 @@ impl Coalescer {
     }
 
     /// Joins what can be joined of `frames`, which came in this order, and returns the groups, to be sent in their order.
-    pub fn coalesce<F: AsRef<[u8]>>(&mut self, frames: &[F]) -> &[Group] {
+    pub fn coalesce<F: Packet>(&mut self, frames: &[F]) -> &[Group] {
         self.members.clear();
         self.groups.clear();
         self.open.clear();
@@ -135,7 +148,8 @@ impl Coalescer {
                 payload: 0..0,
                 next: None,
             });
-            match Candidate::of(bytes, &self.settings) {
+            let trusted = self.settings.checksums == Checksums::Trusted || frame.authenticated();
+            match Candidate::of(bytes, &self.settings, trusted) {
                 Class::NoFlow => {
                     self.open.clear();
                     self.start(index, bytes.len(), None);
@@ -165,9 +179,7 @@ impl Coalescer {
     /// before it.
     pub fn prepare(&self, group: &Group, first: &mut [u8]) -> Header {
         match &group.shape {
-            Some(shape) if first.len() == usize::from(shape.end) => {
-                prepare(group, shape, first, self.settings.checksums)
-            }
+            Some(shape) if first.len() == usize::from(shape.end) => prepare(group, shape, first),
             _ => Header {
                 valid: true,
                 ..Header::default()
@@ -176,13 +188,7 @@ impl Coalescer {
     }
 
     /// A frame of a flow: joins it to its flow's group, or ends that.
-    fn take<F: AsRef<[u8]>>(
-        &mut self,
-        frames: &[F],
-        index: usize,
-        bytes: &[u8],
-        candidate: Candidate,
-    ) {
+    fn take<F: Packet>(&mut self, frames: &[F], index: usize, bytes: &[u8], candidate: Candidate) {
         let own = self.open.iter().position(|open| {
             let group = &self.groups[*open];
             group.shape.as_ref().is_some_and(|shape| {
@@ -255,10 +261,9 @@ impl Group {
 }
 
 /// `inet_gro_complete`, `tcp4_gro_complete` and their like.
-fn prepare(group: &Group, shape: &Candidate, first: &mut [u8], checksums: Checksums) -> Header {
+fn prepare(group: &Group, shape: &Candidate, first: &mut [u8]) -> Header {
     let joined = group.count > 1;
-    let trusted = shape.partial && checksums == Checksums::Trusted;
-    if !joined && !trusted {
+    if !joined && !shape.partial {
         return Header {
             valid: true,
             ..Header::default()

@@ -40,6 +40,13 @@ impl Port for HostPort {
         }
     }
 
+    fn is_pending(&self) -> bool {
+        match self {
+            Self::Veth(port) => port.is_pending(),
+            Self::Tap(port) => port.is_pending(),
+        }
+    }
+
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Veth(port) => port.descriptor(),

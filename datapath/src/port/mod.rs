@@ -26,6 +26,11 @@ pub trait Port {
     /// Sends what is queued. Frames that were sent go back to `pool`, now or at a later call.
     fn flush(&mut self, pool: &mut Pool);
 
+    /// Whether it has something received that [`Port::receive`] has not given yet, which poll(2) does not know of.
+    fn is_pending(&self) -> bool {
+        false
+    }
+
     /// What poll(2) can wait for until there is something to receive; `None` for a port that never waits.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 

@@ -14,32 +14,46 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use culvert_esp::buffer::Frame as _;
 use culvert_gso::coalesce::{Checksums, Coalescer, Settings};
-use culvert_gso::segment::Superpacket;
+use culvert_gso::segment::{Fit, Segment, Superpacket};
 use culvert_gso::vnet::{Header, LONGEST, Layout};
+use culvert_packet::headers::walk;
 
 use super::{Losses, Port};
 use crate::frame::{Frame, HEADROOM, Pool};
+use crate::sizes::fragment::may_fragment;
+use crate::sizes::too_big::too_big;
 use crate::worker::BATCH;
 
 /// The longest frame that a TAP gives: `TAP_MAX_MTU` is the longest IP packet, and an Ethernet header with VLAN tags.
 const LONGEST_FRAME: usize = 65_535 + 32;
 /// Frames that are sent at once.
 const QUEUE: usize = 2 * BATCH;
+/// Turns without a look at the queue after there was nothing in it: to look is a system call, all else of an idle turn none.
+const SKIPPED: u32 = 16;
 
 /// A queue of a TAP, whose reads do not block.
 #[derive(Debug)]
 pub struct TapPort {
     queue: File,
     layout: Layout,
-    /// The longest frame that may be cut from a superpacket.
-    longest: usize,
+    lengths: Lengths,
     /// What was read last.
     buffer: Box<[u8]>,
     held: Option<Held>,
     queued: Vec<Frame>,
     coalescer: Coalescer,
     losses: Losses,
+    /// Turns until the queue is looked at again.
     skip: u32,
+}
+
+/// Lengths of frames in bytes, from the Ethernet header on.
+#[derive(Clone, Copy, Debug)]
+pub struct Lengths {
+    /// What is longer, does not fit the wire even in clear.
+    pub most: usize,
+    /// What is no longer, fits under every SA.
+    pub fits: usize,
 }
 
 /// A superpacket in the buffer that is not cut to its end.
@@ -48,28 +62,32 @@ struct Held {
     header: Header,
     /// Length of the frame in bytes.
     length: usize,
+    /// What no segment is longer than, if that can be.
+    longest: usize,
+    /// Its sender wants longer segments than the wire takes, and has not heard of it yet.
+    unfit: bool,
     /// The segment that comes next.
     next: usize,
 }
 
 impl TapPort {
-    /// A port on an open queue, which speaks `layout`. Superpackets are cut so that no frame is longer than `longest` bytes,
-    /// where they can be.
+    /// A port on an open queue, which speaks `layout`. Superpackets are cut as they want to be. If the wire does not take that,
+    /// they are cut to what fits, and the stack hears of it if it wants no fragments.
     #[must_use]
-    pub fn new(queue: File, layout: Layout, longest: usize) -> Self {
+    pub fn new(queue: File, layout: Layout, lengths: Lengths) -> Self {
         // The kernel takes superpackets of tunnels only with the header that can say what is where in them.
         let tunnels = layout == Layout::Tunnel;
         let settings = Settings {
             tcp: tunnels,
             udp: tunnels,
             tunnel_checksum: tunnels,
-            // Nobody has authenticated what a policy lets bypass, and it comes this way, too.
+            // Of what was not authenticated, as a policy lets it bypass.
             checksums: Checksums::Verified,
         };
         Self {
             queue,
             layout,
-            longest,
+            lengths,
             buffer: vec![0; LONGEST + LONGEST_FRAME].into(),
             held: None,
             queued: Vec::with_capacity(QUEUE),
@@ -87,11 +105,16 @@ impl TapPort {
                     let size = self.layout.size();
                     if let Some(length) = length.checked_sub(size)
                         && let Ok(header) = Header::parse(&self.buffer[..size], self.layout)
-                        && Superpacket::new(&header, &self.buffer[size..size + length]).is_ok()
+                        && let Ok(packet) =
+                            Superpacket::new(&header, &self.buffer[size..size + length])
                     {
+                        let Lengths { most, fits } = self.lengths;
+                        let unfit = matches!(packet.segments(most).fit(), Fit::Shrunk { .. });
                         self.held = Some(Held {
                             header,
                             length,
+                            longest: if unfit { fits } else { most },
+                            unfit,
                             next: 0,
                         });
                         return true;
@@ -115,7 +138,18 @@ impl TapPort {
             self.held = None;
             return 0;
         };
-        let segments = packet.segments(self.longest);
+        let segments = packet.segments(held.longest);
+        if std::mem::take(&mut held.unfit)
+            && let Some(segment) = segments.get(0)
+            && let Some(mut frame) = pool.take()
+        {
+            let tells = write(&segment, &mut frame) && tell(&mut frame, self.lengths.fits);
+            if tells && self.queued.len() < QUEUE {
+                self.queued.push(frame);
+            } else {
+                pool.give(frame);
+            }
+        }
         let mut count = 0;
         while count < most {
             let Some(segment) = segments.get(held.next) else {
@@ -124,13 +158,7 @@ impl TapPort {
             };
             let Some(mut frame) = pool.take() else { break };
             held.next += 1;
-            let bounds = HEADROOM..HEADROOM + segment.len();
-            let written = frame
-                .chunk()
-                .get_mut(bounds.clone())
-                .is_some_and(|to| segment.write_into(to).is_ok());
-            if written {
-                frame.set_bounds(bounds);
+            if write(&segment, &mut frame) {
                 batch.push(frame);
                 count += 1;
             } else {
@@ -171,6 +199,29 @@ impl TapPort {
     }
 }
 
+/// Makes a frame of a segment; whether there is room.
+fn write(segment: &Segment<'_>, frame: &mut Frame) -> bool {
+    let bounds = HEADROOM..HEADROOM + segment.len();
+    let written = frame
+        .chunk()
+        .get_mut(bounds.clone())
+        .is_some_and(|to| segment.write_into(to).is_ok());
+    if written {
+        frame.set_bounds(bounds);
+    }
+    written
+}
+
+/// Makes of a segment what tells its sender that none is to be longer than `longest`; whether it is to hear that.
+fn tell(frame: &mut Frame, longest: usize) -> bool {
+    let Ok(headers) = walk(frame.bytes()) else {
+        return false;
+    };
+    let mtu = u32::try_from(longest.saturating_sub(headers.ip)).unwrap_or(u32::MAX);
+    frame.set_authenticated(false);
+    !may_fragment(frame.bytes(), &headers) && too_big(frame, &headers, mtu).is_ok()
+}
+
 impl Port for TapPort {
     fn receive(&mut self, pool: &mut Pool, batch: &mut Vec<Frame>, most: usize) -> usize {
         let mut count = 0;
@@ -181,7 +232,7 @@ impl Port for TapPort {
                     break;
                 }
                 if !self.read() {
-                    self.skip = 16;
+                    self.skip = SKIPPED;
                     break;
                 }
             }
@@ -208,10 +259,15 @@ impl Port for TapPort {
             return;
         }
         self.write();
+        // An answer may have come of it already.
         self.skip = 0;
         for frame in self.queued.drain(..) {
             pool.give(frame);
         }
+    }
+
+    fn is_pending(&self) -> bool {
+        self.held.is_some()
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
@@ -222,3 +278,6 @@ impl Port for TapPort {
         self.losses
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -276,6 +276,12 @@ fn look_after_others(pins: &Path, program: &str, index: u32) -> Result<()> {
     Ok(())
 }
 
+/// Gives up the links of a program whose interfaces are gone.
+pub(super) fn give_up(pins: &Path, program: &str) -> Result<()> {
+    // No interface has the index 0.
+    look_after_others(pins, program, 0)
+}
+
 /// The pinned links of a program, each with the index of its interface.
 fn list(pins: &Path, program: &str) -> Result<Vec<(PathBuf, u32)>> {
     if !pins.exists() {

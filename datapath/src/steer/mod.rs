@@ -101,7 +101,11 @@ impl Steering {
         let pins = &config.pins;
         let host = match &config.host_inner {
             Some(inner) => attach::xdp(&mut programs, "host", inner, Xdp::Native, pins)?,
-            None => "none",
+            None => {
+                // That of a veth pair that was there before went with it.
+                attach::give_up(pins, "host")?;
+                "none"
+            }
         };
         let wire = attach::xdp(&mut programs, "wire", &config.wire, config.xdp, pins)?;
         attach::egress(&mut programs, &config.wire, pins)?;

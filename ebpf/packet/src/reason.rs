@@ -38,7 +38,7 @@ reasons! {
     EgressFragment, "egress_fragment", "a later IP fragment to a protected peer whose first fragment was not seen to be other than Geneve";
     EgressMalformed, "egress_malformed", "headers to a protected peer that cannot be walked to the transport header";
     // At the AF_XDP sockets.
-    RxOverflow, "rx_overflow", "the worker was too slow: no free frame, or its RX ring was full";
+    RxOverflow, "rx_overflow", "the worker was too slow: no free frame, or its RX ring or queue of the TAP was full";
     // At the TAP.
     SuperpacketRefused, "superpacket_refused", "from the host port: the packet contradicts the header that the kernel gave with it, or is too long for a frame";
     // In the worker, both directions.

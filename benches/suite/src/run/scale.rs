@@ -40,7 +40,7 @@ pub struct Options {
 /// # Errors
 /// It cannot begin, or is interrupted.
 pub fn measure(options: &Options, stop: &Stop, tell: &mut dyn FnMut(Event)) -> Result<()> {
-    let hello = Stage::new(None, 1)?.hello()?;
+    let hello = Stage::new(None, 1, false)?.hello()?;
     let mut kinds: Vec<(u32, u32)> = options.sas.iter().map(|&sas| (sas, 1)).collect();
     kinds.extend(
         options
@@ -102,7 +102,7 @@ fn setup(options: &Options, stage: &mut Stage, point: &Point, bare: bool) -> Res
 
 /// Packets over all SAs in turn.
 fn packets(options: &Options, point: &mut Point) -> Result<()> {
-    let mut stage = Stage::new(None, point.workers)?;
+    let mut stage = Stage::new(None, point.workers, false)?;
     let setup = setup(options, &mut stage, point, true)?;
     stage.set_up(&setup)?;
     stage.done(1, &Request::Sink)?;
@@ -136,7 +136,7 @@ fn packets(options: &Options, point: &mut Point) -> Result<()> {
 
 /// TCP over the first SA, while the others are there.
 fn stream(options: &Options, point: &mut Point) -> Result<()> {
-    let mut stage = Stage::new(None, point.workers)?;
+    let mut stage = Stage::new(None, point.workers, false)?;
     let setup = setup(options, &mut stage, point, false)?;
     stage.set_up(&setup)?;
     let address = Setup::inner(1);

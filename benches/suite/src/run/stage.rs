@@ -47,18 +47,19 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Two namespaces of this machine; or this one and another.
+    /// Two namespaces of this machine; or this one and another. The wire between namespaces is a pair of veths, or if it is to be
+    /// watched, has a bridge in its middle.
     ///
     /// # Errors
     /// The machine lacks something, or the other one cannot be reached.
-    pub fn new(remote: Option<&Remote>, queues: u32) -> Result<Self> {
+    pub fn new(remote: Option<&Remote>, queues: u32, watched: bool) -> Result<Self> {
         let own = std::env::current_exe()?;
         let Some(remote) = remote else {
             let lab = Lab::new(Plan {
                 tunnel: false,
                 mtu: WIRE_MTU,
                 queues,
-                watched: std::env::var_os("CULVERT_DIRECT").is_none(),
+                watched,
                 ..Plan::default()
             })?;
             let agent = |number: usize| {

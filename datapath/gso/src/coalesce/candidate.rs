@@ -2,7 +2,7 @@
 
 use culvert_packet::headers::{Fragment, GENEVE_PORT, Headers, Packet, TCP, UDP, Version, walk};
 
-use super::{Checksums, Settings};
+use super::Settings;
 use crate::checksum;
 use crate::fields::{
     IPV6_HEADER, Ip, TCP_CHECKSUM, TCP_FLAGS, TCP_HEADER, UDP_CHECKSUM, UDP_HEADER, double_word,
@@ -34,7 +34,8 @@ pub(super) struct Candidate {
     pub(super) tcp: bool,
     /// It may be joined to others.
     pub(super) joins: bool,
-    /// Its checksum, which covers what is between the transport header and the frame's end, can be left to be completed.
+    /// Its checksum, which covers what is between the transport header and the frame's end, need not be looked at by anyone:
+    /// it can be left to be completed.
     pub(super) partial: bool,
     /// TCP's flags; none for UDP.
     pub(super) flags: u8,
@@ -49,11 +50,11 @@ pub(super) struct Candidate {
 impl Candidate {
     /// What the frame is.
     #[inline]
-    pub(super) fn of(bytes: &[u8], settings: &Settings) -> Class {
-        Self::in_flow(bytes, settings).map_or(Class::NoFlow, Class::Flow)
+    pub(super) fn of(bytes: &[u8], settings: &Settings, trusted: bool) -> Class {
+        Self::in_flow(bytes, settings, trusted).map_or(Class::NoFlow, Class::Flow)
     }
 
-    fn in_flow(bytes: &[u8], settings: &Settings) -> Option<Self> {
+    fn in_flow(bytes: &[u8], settings: &Settings, trusted: bool) -> Option<Self> {
         let end = u16::try_from(bytes.len()).ok()?;
         let outer = walk(bytes).ok().filter(whole)?;
         let udp: [u8; UDP_HEADER] = bytes.read(outer.transport)?;
@@ -113,10 +114,11 @@ impl Candidate {
             (exact && fits, word(transport, UDP_CHECKSUM))
         };
         // Zero is no checksum of UDP's; and who completes one writes 0xffff for it, as the same value of TCP's.
-        candidate.partial = complete && checksum != 0;
+        candidate.partial = trusted && complete && checksum != 0;
         // Segmenting writes zero for it.
         let unlike = if tcp { 0xffff } else { 0 };
-        candidate.joins = complete && checksum != unlike && candidate.may_join(bytes, settings);
+        candidate.joins =
+            complete && checksum != unlike && candidate.may_join(bytes, settings, trusted);
         Some(candidate)
     }
 
@@ -126,7 +128,7 @@ impl Candidate {
     }
 
     /// Whether it is a segment that can have others before or behind it.
-    fn may_join(&self, bytes: &[u8], settings: &Settings) -> bool {
+    fn may_join(&self, bytes: &[u8], settings: &Settings, trusted: bool) -> bool {
         let allowed = settings.tcp && (self.tcp || settings.udp);
         // `tcp_gro_receive`: CWR is for one segment only.
         let alone = flag::SYN | flag::RST | flag::URG | flag::CWR;
@@ -137,7 +139,7 @@ impl Candidate {
             && (settings.tunnel_checksum || !tunnel_checksum)
             && plain_header(bytes, self.outer)
             && plain_header(bytes, self.inner)
-            && (settings.checksums == Checksums::Trusted
+            && (trusted
                 || self.right(bytes, self.inner, if self.tcp { TCP } else { UDP })
                     && (!tunnel_checksum || self.right(bytes, self.outer, UDP)))
     }

@@ -94,8 +94,9 @@ fn wire(iperf: &Iperf) -> String {
             peer.cpu, peer.cores, peer.kernel
         )
     });
+    let bridge = if wire.bridge { " and a bridge" } else { "" };
     format!(
-        "{}{speed}; XDP {}, AF_XDP {}; MTU {}; Geneve by the {}{peer}",
+        "{}{bridge}{speed}; XDP {}, AF_XDP {}; MTU {}; Geneve by the {}{peer}",
         wire.driver, wire.xdp, wire.af_xdp, wire.mtu, wire.geneve
     )
 }

@@ -193,8 +193,13 @@ pub(super) fn run(named: &Named, iperf: &Iperf) -> [Block; 2] {
         .max()
         .unwrap_or_default();
     let wire = &iperf.wire;
+    let bridge = if wire.bridge {
+        " with a bridge that counts between them"
+    } else {
+        ""
+    };
     let mut text = format!(
-        "{}, {place}; {}, XDP {}, AF_XDP {}; MTU {}, {} within the tunnel; {rounds} rounds of {} s ([record]({})).",
+        "{}, {place}; {}{bridge}, XDP {}, AF_XDP {}; MTU {}, {} within the tunnel; {rounds} rounds of {} s ([record]({})).",
         host.kernel,
         wire.driver,
         wire.xdp,

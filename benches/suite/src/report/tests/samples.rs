@@ -143,6 +143,7 @@ fn measured(place: Place) -> Iperf {
             mtu: 1500,
             inner_mtu: 1400,
             geneve: "kernel".to_owned(),
+            bridge: true,
         },
         seconds: 10,
         aead: BTreeMap::new(),
