@@ -64,7 +64,7 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     let steered = (!is_tap).then(|| inner.clone());
     let mut steering = Steering::attach(&steering_config(settings, steered))?;
 
-    let (mode, parts) = open_ports(&wire, &inner, host_port, workers)?;
+    let (mode, parts) = open_ports(&wire, &inner, host_port, workers, settings.busy_poll)?;
     let host = Nic::query(outer)?;
     let ports = describe(&wire, &host, &host_kind, &steering, mode);
     let mtu = Mtu {

@@ -63,9 +63,14 @@ pub(crate) fn open_ports(
     inner: &str,
     host: HostPort,
     workers: u32,
+    busy_poll: bool,
 ) -> Result<(Mode, Vec<Part>)> {
     let inner = matches!(host, HostPort::Veth).then_some(inner);
-    let (mode, sockets) = open_sockets(wire, inner, workers)?;
+    let (mode, mut sockets) = open_sockets(wire, inner, workers)?;
+    let wires = sockets.iter_mut().flat_map(|sockets| &mut sockets.wire);
+    for port in wires.filter(|_| busy_poll) {
+        port.prefer_busy_poll()?;
+    }
     let most = ETHERNET + wire.mtu as usize;
     let lengths = Lengths {
         most: most + VLAN_TAGS,

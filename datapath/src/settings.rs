@@ -31,6 +31,9 @@ pub struct Settings {
     /// XDP mode of the NIC.
     #[serde(default)]
     pub xdp: Xdp,
+    /// Whether workers poll the NIC's queues themselves, instead of being interrupted by them.
+    #[serde(default)]
+    pub busy_poll: bool,
     /// AEAD backend, by name; `auto` is the fastest for each cipher.
     #[serde(default = "default_aead")]
     pub aead: String,

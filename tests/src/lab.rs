@@ -5,6 +5,7 @@ mod daemons;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -90,13 +91,26 @@ impl Default for Plan {
     }
 }
 
-/// The kind of host port that all labs have which want no other: `CULVERT_HOST_PORT`, or what Culvert chooses.
+/// What [`set_host_port`] has set.
+static HOST_PORT_KIND: Mutex<Option<&str>> = Mutex::new(None);
+
+/// Sets the kind of host port that all labs of this process have from now on which want no other.
+pub fn set_host_port(kind: Option<&'static str>) {
+    *HOST_PORT_KIND
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner) = kind;
+}
+
+/// The kind of host port that all labs have which want no other: that, or `CULVERT_HOST_PORT`, or what Culvert chooses.
 fn host_port() -> &'static str {
-    match std::env::var("CULVERT_HOST_PORT").as_deref() {
+    let set = *HOST_PORT_KIND
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    set.unwrap_or_else(|| match std::env::var("CULVERT_HOST_PORT").as_deref() {
         Ok("veth") => "veth",
         Ok("tap") => "tap",
         _ => "auto",
-    }
+    })
 }
 
 /// One hypervisor.

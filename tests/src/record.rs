@@ -211,7 +211,7 @@ pub struct Wire {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Series {
-    /// Who protects: `plain` (nobody), `null` (Culvert's steering and forwarding without ESP), `culvert`, `null-tap` and `culvert-tap` (both with a TAP as the host port), `kernel-xfrm`,
+    /// Who protects: `plain` (nobody), `null` (Culvert's steering and forwarding without ESP), `culvert`, `null-tap` and `culvert-tap` (both with a TAP as the host port), `culvert-busy` (the latter, whose workers poll the NIC), `kernel-xfrm`,
     /// `strongswan-libipsec`, `wireguard-go`, `boringtun`.
     pub side: String,
     /// Cipher, where there is one.

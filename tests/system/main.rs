@@ -26,7 +26,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use culvert_tests::lab::missing;
+use culvert_datapath::tap::Tap;
+use culvert_tests::lab::{missing, set_host_port};
 use culvert_tests::{negotiated, netns};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -55,7 +56,7 @@ fn main() {
         tests(&lab, sizes::TESTS),
         tests(&lab, modes::TESTS),
         tests(&lab, tap::TESTS),
-        tests_within(&lab, campaign::TESTS, campaign::limit()),
+        tests_within(&lab, campaign::TESTS, campaign::limit(), None),
         tests(&lab, packaging::TESTS),
         tests(&packaging::systemd_missing(), packaging::ANALYZE),
         tests(&parts, parts::TESTS),
@@ -67,7 +68,24 @@ fn main() {
         tests(&strongswan, ovs::TESTS),
         tests(&scapy, interop::TESTS),
     ];
-    libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
+    let again = [
+        on_veth(&lab, wire::TESTS),
+        on_veth(&lab, faults::TESTS),
+        on_veth(&lab, rekey::TESTS),
+        on_veth(&lab, policies::TESTS),
+        on_veth(&lab, lives::TESTS),
+        on_veth(&lab, sizes::TESTS),
+        on_veth(&lab, modes::TESTS),
+        on_veth(&lab, campaign::TESTS),
+        on_veth(&strongswan, strongswan::TESTS),
+        on_veth(&strongswan, strongswan_docs::TESTS),
+        on_veth(&strongswan, strongswan_faults::TESTS),
+        on_veth(&strongswan, strongswan_rekey::TESTS),
+        on_veth(&strongswan, ovs::TESTS),
+        on_veth(&scapy, interop::TESTS),
+    ];
+    let all = trials.into_iter().chain(again).flatten().collect();
+    libtest_mimic::run(&arguments, all).exit();
 }
 
 /// Those that take long, and of which others show most. `./dev test --all` has them.
@@ -82,29 +100,58 @@ const RARE: &[&str] = &[
     "ovs_refresh_and_restart_do_not_hurt",
 ];
 
+/// Whose ways do not depend on what the host port is, or which the guest's tests show with a veth pair. `./dev test --all` has them
+/// on one here, too.
+const RARE_ON_VETH: &[&str] = &["strongswan_", "ovs_", "fault_campaign"];
+
 /// Whether every test is wanted, however long it takes.
 pub(crate) fn every_case() -> bool {
     std::env::var_os("CULVERT_EVERY_CASE").is_some()
 }
 
-fn rare(name: &str) -> Option<String> {
-    let left = !every_case() && RARE.contains(&name);
-    left.then(|| "`./dev test --all` has it".to_owned())
+fn rare(name: &str, host_port: HostPort) -> Option<String> {
+    let on_veth = || RARE_ON_VETH.iter().any(|rare| name.starts_with(rare));
+    let rare = RARE.contains(&name) || host_port.is_some() && on_veth();
+    (rare && !every_case()).then(|| "`./dev test --all` has it".to_owned())
 }
 
 fn tests(missing: &Option<String>, list: &[(&str, Test)]) -> Vec<Trial> {
-    tests_within(missing, list, LIMIT)
+    tests_within(missing, list, LIMIT, None)
 }
 
-fn tests_within(missing: &Option<String>, list: &[(&str, Test)], limit: Duration) -> Vec<Trial> {
+/// The same tests once more, with a veth pair as the host port, if Culvert itself chooses a TAP here.
+fn on_veth(missing: &Option<String>, list: &[(&str, Test)]) -> Vec<Trial> {
+    if matches!(Tap::has_superpackets(), Ok(true)) {
+        tests_within(missing, list, LIMIT.max(campaign::limit()), Some("veth"))
+    } else {
+        Vec::new()
+    }
+}
+
+/// The kind of host port, if it is not for Culvert to choose.
+type HostPort = Option<&'static str>;
+
+fn tests_within(
+    missing: &Option<String>,
+    list: &[(&str, Test)],
+    limit: Duration,
+    host_port: HostPort,
+) -> Vec<Trial> {
     list.iter()
-        .map(
-            |&(name, test)| match missing.clone().or_else(|| rare(name)) {
-                None => Trial::test(name, move || within_limit(test, limit)),
-                Some(why) => Trial::test(format!("{name}: skipped: {why}"), || Ok(()))
+        .map(|&(name, test)| {
+            let shown = match host_port {
+                Some(kind) => format!("{kind}_{name}"),
+                None => name.to_owned(),
+            };
+            match missing.clone().or_else(|| rare(name, host_port)) {
+                None => Trial::test(shown, move || {
+                    set_host_port(host_port);
+                    within_limit(test, limit)
+                }),
+                Some(why) => Trial::test(format!("{shown}: skipped: {why}"), || Ok(()))
                     .with_ignored_flag(true),
-            },
-        )
+            }
+        })
         .collect()
 }
 

@@ -218,7 +218,7 @@ impl Agent {
         }
         self.protection = match setup.way {
             Way::Plain => Protection::None,
-            Way::Null | Way::NullTap | Way::Culvert | Way::CulvertTap => {
+            Way::Null | Way::NullTap | Way::Culvert | Way::CulvertTap | Way::CulvertBusy => {
                 Protection::Culvert(culvert::Culvert::start(setup, &self.home)?)
             }
             Way::KernelXfrm => Protection::Kernel(kernel::Xfrm::new(setup, &self.home.path())?),

@@ -22,6 +22,8 @@ pub enum Way {
     Culvert,
     /// Culvert with a TAP as the host port
     CulvertTap,
+    /// The same, whose workers poll the NIC's queues
+    CulvertBusy,
     /// The kernel's IPsec
     KernelXfrm,
     /// strongSwan's own ESP in userspace: its plugin kernel-libipsec, in tunnel mode over a TUN device
@@ -34,12 +36,13 @@ pub enum Way {
 
 impl Way {
     /// All, in the order of reports.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Plain,
         Self::Null,
         Self::NullTap,
         Self::Culvert,
         Self::CulvertTap,
+        Self::CulvertBusy,
         Self::KernelXfrm,
         Self::StrongswanLibipsec,
         Self::WireguardGo,
@@ -55,6 +58,7 @@ impl Way {
             Self::NullTap => "null-tap",
             Self::Culvert => "culvert",
             Self::CulvertTap => "culvert-tap",
+            Self::CulvertBusy => "culvert-busy",
             Self::KernelXfrm => "kernel-xfrm",
             Self::StrongswanLibipsec => "strongswan-libipsec",
             Self::WireguardGo => "wireguard-go",
@@ -71,9 +75,11 @@ impl Way {
         };
         match self {
             Self::Plain | Self::Null | Self::NullTap => vec![None],
-            Self::Culvert | Self::CulvertTap | Self::KernelXfrm | Self::StrongswanLibipsec => {
-                of(|_| true)
-            }
+            Self::Culvert
+            | Self::CulvertTap
+            | Self::CulvertBusy
+            | Self::KernelXfrm
+            | Self::StrongswanLibipsec => of(|_| true),
             Self::WireguardGo | Self::Boringtun => of(|name| name == "chacha20poly1305"),
         }
     }
@@ -89,14 +95,18 @@ impl Way {
     pub const fn is_esp(self) -> bool {
         matches!(
             self,
-            Self::Culvert | Self::CulvertTap | Self::KernelXfrm | Self::StrongswanLibipsec
+            Self::Culvert
+                | Self::CulvertTap
+                | Self::CulvertBusy
+                | Self::KernelXfrm
+                | Self::StrongswanLibipsec
         )
     }
 
     /// Whether Culvert's daemons run.
     #[must_use]
     pub const fn is_culvert(self) -> bool {
-        self.is_null() || matches!(self, Self::Culvert | Self::CulvertTap)
+        self.is_null() || matches!(self, Self::Culvert | Self::CulvertTap | Self::CulvertBusy)
     }
 
     /// Whether that is without ESP.
@@ -109,7 +119,7 @@ impl Way {
     #[must_use]
     pub const fn host_port(self) -> &'static str {
         match self {
-            Self::NullTap | Self::CulvertTap => "tap",
+            Self::NullTap | Self::CulvertTap | Self::CulvertBusy => "tap",
             _ => "veth",
         }
     }
@@ -126,7 +136,7 @@ impl Way {
     pub fn missing(self) -> Option<String> {
         let programs: &[&str] = match self {
             Self::Plain | Self::Null | Self::Culvert => &[],
-            Self::NullTap | Self::CulvertTap => {
+            Self::NullTap | Self::CulvertTap | Self::CulvertBusy => {
                 // Without superpackets, too: to see what the best is that a kernel has.
                 let error = Tap::has_superpackets().err()?;
                 return Some(format!("there can be no TAP: {error:#}"));

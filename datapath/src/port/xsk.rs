@@ -38,6 +38,8 @@ const FRAMES_PER_SOCKET: u32 = 2 * RING;
 const MAX_KICKS: u32 = RING / 32;
 /// Descriptors taken from a ring at once.
 const SCRATCH: usize = 64;
+/// Packets that the kernel takes from the NIC in one busy poll.
+const BUDGET: libc::c_int = 64;
 /// Distances that a packet's start moves are multiples of this, in bytes.
 const STEP: usize = 8;
 /// Farthest that a packet's start moves either way.
@@ -205,6 +207,7 @@ pub struct XskPort {
     /// Frames with the kernel for sending.
     sending: u32,
     refused: u64,
+    busy_poll: bool,
 }
 
 impl XskPort {
@@ -246,6 +249,7 @@ impl XskPort {
             queued: Vec::with_capacity(RING as usize),
             sending: 0,
             refused: 0,
+            busy_poll: false,
         })
     }
 
@@ -274,6 +278,47 @@ impl XskPort {
         } else {
             Mode::Copy
         })
+    }
+
+    /// From now on the NIC's queue is polled by who receives here, and not by interrupts, for as long as that goes on
+    /// (`SO_PREFER_BUSY_POLL`, Linux 5.11).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn prefer_busy_poll(&mut self) -> Result<()> {
+        // That it may be polled at all, takes a time, which a call that does not block has no use for.
+        for (option, value) in [
+            (libc::SO_PREFER_BUSY_POLL, 1),
+            (libc::SO_BUSY_POLL, 20),
+            (libc::SO_BUSY_POLL_BUDGET, BUDGET),
+        ] {
+            // SAFETY: `value` is live, and an int, as these options take it.
+            let result = unsafe {
+                libc::setsockopt(
+                    self.rx.fd().as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    option,
+                    (&raw const value).cast(),
+                    size_of_val(&value) as libc::socklen_t,
+                )
+            };
+            nix::errno::Errno::result(result).context("busy polling")?;
+        }
+        self.busy_poll = true;
+        Ok(())
+    }
+
+    /// Has the kernel poll the NIC's queue, once.
+    fn poll_queue(&self) {
+        // SAFETY: receives nothing, into nothing.
+        unsafe {
+            libc::recv(
+                self.rx.fd().as_raw_fd(),
+                std::ptr::null_mut(),
+                0,
+                libc::MSG_DONTWAIT,
+            );
+        }
     }
 
     /// Gives the kernel free frames to receive into.
@@ -331,6 +376,9 @@ impl Port for XskPort {
     fn receive(&mut self, pool: &mut Pool, batch: &mut Vec<Frame>, most: usize) -> usize {
         self.reclaim(pool);
         let most = most.min(SCRATCH);
+        if self.busy_poll {
+            self.poll_queue();
+        }
         // SAFETY: `scratch` is written only.
         let count = unsafe { self.rx.consume(&mut self.scratch[..most]) };
         for descriptor in &self.scratch[..count] {

@@ -13,6 +13,7 @@ use culvert_tests::netns::{Home, run, wait_for};
 
 use super::usage::{Usage, memory};
 use super::{Setup, own_program, tunnel};
+use crate::way::Way;
 
 /// The host port: not that of a Culvert that is installed, which a run between machines must leave alone.
 pub(super) const HOST_PORT: &str = "cvbhost0";
@@ -40,6 +41,10 @@ impl Culvert {
             setup.way.host_port(),
             folder.join("bpf").display()
         );
+        if setup.way == Way::CulvertBusy {
+            settings += "busy_poll = true\n";
+            run(&mut hold_interrupts(&setup.wire))?;
+        }
         if !setup.cores.is_empty() {
             let _ = writeln!(
                 settings,
@@ -140,6 +145,17 @@ impl Drop for Culvert {
             eprintln!("culvert-bench: {error:#}");
         }
     }
+}
+
+/// Interrupts of a NIC wait while it is polled. In a mount namespace, as sysfs shows the network namespace that it was mounted in.
+fn hold_interrupts(wire: &str) -> Command {
+    let script = format!(
+        "mount -t sysfs sysfs /sys && cd /sys/class/net/{wire} && \
+         echo 2 > napi_defer_hard_irqs && echo 200000 > gro_flush_timeout"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]);
+    command
 }
 
 /// The key manager's file.

@@ -290,7 +290,7 @@ fn cores(
 pub(super) fn secrets(way: Way, cipher: Option<&str>, sas: u32) -> Result<Vec<String>> {
     match way {
         Way::Plain | Way::Null | Way::NullTap => Ok(Vec::new()),
-        Way::Culvert | Way::CulvertTap | Way::KernelXfrm => {
+        Way::Culvert | Way::CulvertTap | Way::CulvertBusy | Way::KernelXfrm => {
             let cipher = Cipher::from_name(cipher.context("no cipher")?)?;
             (0..2 * sas)
                 .map(|_| random_hex(cipher.keymat_length()))

@@ -7,6 +7,7 @@ const SIDES: [(&str, &str, usize); 9] = [
     ("null-tap", "Culvert without ESP, TAP", 3),
     ("culvert", "Culvert", 0),
     ("culvert-tap", "Culvert, TAP", 0),
+    ("culvert-busy", "Culvert, TAP, busy polling", 0),
     ("kernel-xfrm", "kernel xfrm", 1),
     ("strongswan-libipsec", "strongSwan libipsec", 4),
     ("wireguard-go", "wireguard-go", 5),
