@@ -1,7 +1,7 @@
 //! How sides, loads and ciphers are called, in which order they come, and which colour each has.
 
 /// Sides as records have them, their names, their colours.
-const SIDES: [(&str, &str, usize); 9] = [
+const SIDES: [(&str, &str, usize); 10] = [
     ("plain", "plain Geneve", 2),
     ("null", "Culvert without ESP", 3),
     ("null-tap", "Culvert without ESP, TAP", 3),
