@@ -21,6 +21,9 @@ use crate::tap::Tap;
 /// Longest MTU at which native XDP runs on a veth whose packets are in one page, and whose packets fit a frame.
 const MAX_MTU: u32 = 3498;
 
+/// Packets that wait in a TAP's queue, at most: as many as AF_XDP has frames for in its rings. There is no more than a window of TCP's.
+const QUEUE: u32 = 4096;
+
 /// By which a TAP is known as Culvert's: its alias, as `ip link` shows it.
 const ALIAS: &str = "Culvert's host port";
 
@@ -120,7 +123,11 @@ pub fn ensure(kind: Kind, outer: &str, inner: &str, wire: &str, queues: u32) -> 
     let port = match kind {
         Kind::Tap => {
             let tap = Tap::open(outer, queues)?;
-            netlink.set(outer, vec![LinkAttribute::IfAlias(ALIAS.into())], false)?;
+            let attributes = vec![
+                LinkAttribute::IfAlias(ALIAS.into()),
+                LinkAttribute::TxQueueLen(QUEUE),
+            ];
+            netlink.set(outer, attributes, false)?;
             tap.persist()?;
             HostPort::Tap(tap)
         }

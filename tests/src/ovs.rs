@@ -9,7 +9,8 @@
 //! and hands the packet to that bridge, `br-phy`, as if the host had sent it. So the NIC is a port of `br-phy`, and the
 //! host has its address there. What OVS sends on a port goes through a packet socket and passes the NIC's egress hook,
 //! where Culvert takes it as it takes the stack's. What Culvert has opened comes in at the outer end of its host port,
-//! so that is a port of `br-phy`, too: OVS takes apart what is Geneve to the host's address wherever it comes from.
+//! so that is a port of `br-phy`, too: OVS takes apart what is Geneve to the host's address wherever it comes from. It reads its ports
+//! by packet sockets into buffers of an MTU, and so no superpackets: the host port is a veth pair. OVS in the kernel takes them.
 
 use std::fs;
 use std::os::unix::net::UnixStream;

@@ -54,6 +54,8 @@ impl Switched {
     fn build(plan: Plan) -> Result<Self> {
         let lab = Lab::new(Plan {
             tunnel: false,
+            // See `ovs`.
+            host_port: "veth",
             ..plan
         })?;
         let parts = parts()?;

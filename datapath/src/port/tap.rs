@@ -79,7 +79,8 @@ impl TapPort {
         let tunnels = layout == Layout::Tunnel;
         let settings = Settings {
             tcp: tunnels,
-            udp: tunnels,
+            // As GRO: datagrams are joined only for who says that it wants that (`rx-udp-gro-forwarding`).
+            udp: false,
             tunnel_checksum: tunnels,
             // Of what was not authenticated, as a policy lets it bypass.
             checksums: Checksums::Verified,
