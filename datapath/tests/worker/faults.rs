@@ -56,6 +56,11 @@ impl Oracle {
     }
 }
 
+/// The number at a frame's end.
+fn number_of(frame: &[u8]) -> usize {
+    usize::from_be_bytes(*frame.last_chunk().unwrap())
+}
+
 /// Takes what has come out at the host side.
 fn opened(worker: &mut MemoryWorker) -> Vec<Vec<u8>> {
     let (_, host, pool) = worker.parts();
@@ -96,14 +101,14 @@ proptest! {
                     let sealed = through_outbound(&mut a, &clear).unwrap();
                     frames.push((clear, sealed));
                 }
-                let (clear, mut sealed) = frames[number].clone();
+                let mut sealed = frames[number].1.clone();
                 if let Some(back) = damage {
                     // Behind the sequence number, so that the oracle knows which it is.
                     let at = (sealed.len() - back).max(esp_at(kind) + 8);
                     sealed[at] ^= 0x10;
                 }
                 match oracle.judge(kind.window as usize, number, damage.is_some()) {
-                    Ok(()) => expected.push(clear),
+                    Ok(()) => expected.push(number),
                     Err(reason) => *drops.entry(reason).or_default() += 1,
                 }
                 let (wire, _, pool) = b.parts();
@@ -114,7 +119,12 @@ proptest! {
             while !b.parts().0[0].arriving.is_empty() {
                 b.turn();
             }
-            prop_assert_eq!(opened(&mut b), expected);
+            let opened = opened(&mut b);
+            let numbers: Vec<usize> = opened.iter().map(|frame| number_of(frame)).collect();
+            prop_assert_eq!(&numbers, &expected);
+            for (number, frame) in numbers.into_iter().zip(opened) {
+                prop_assert!(frame == frames[number].0, "number {} is another", number);
+            }
         }
         for reason in DropReason::ALL {
             let expected = drops.get(reason).copied().unwrap_or_default();
