@@ -75,44 +75,49 @@ fn tcp_under_everything() -> Result<()> {
         reordering: 50_000,
         corruption: 5_000,
     };
-    under_each(faults, &[("veth", false), ("tap", false), ("tap", true)])
+    // And two workers share the SAs.
+    let shared = Plan {
+        ipv6: true,
+        queues: 2,
+        ..plan("tap")
+    };
+    under_each(faults, &[plan("veth"), plan("tap"), shared])
+}
+
+fn plan(host_port: &'static str) -> Plan {
+    Plan {
+        host_port,
+        // A busy machine is no matter here.
+        hung_after: 1000,
+        ..Plan::default()
+    }
 }
 
 /// With each kind of host port.
 fn under(faults: Faults) -> Result<()> {
-    under_each(faults, &[("veth", false), ("tap", false)])
+    under_each(faults, &["veth", "tap"].map(plan))
 }
 
-/// With each of these host ports, over IPv6 or not.
-fn under_each(faults: Faults, cases: &[(&'static str, bool)]) -> Result<()> {
+fn under_each(faults: Faults, plans: &[Plan]) -> Result<()> {
     let seed = seed("CULVERT_FAULTS_SEED")?;
-    for &(host_port, ipv6) in cases {
-        with(host_port, ipv6, faults, seed)
-            .with_context(|| format!("{host_port}, ipv6 {ipv6}, CULVERT_FAULTS_SEED={seed}"))?;
+    for &plan in plans {
+        with(plan, faults, seed)
+            .with_context(|| format!("CULVERT_FAULTS_SEED={seed}, {faults:?}, {plan:?}"))?;
     }
     Ok(())
 }
 
-fn with(host_port: &'static str, ipv6: bool, faults: Faults, seed: u64) -> Result<()> {
-    let mut lab = Lab::new(Plan {
-        host_port,
-        ipv6,
-        // A busy machine is no matter here.
-        hung_after: 1000,
-        ..Plan::default()
-    })?;
+fn with(plan: Plan, faults: Faults, seed: u64) -> Result<()> {
+    let mut lab = Lab::new(plan)?;
     lab.start_culvert()?;
     let before = statuses(&lab)?;
     let wire = FaultyWire::start(&lab, faults, seed)?;
     let done = stream::both_ways(&lab, BYTES, seed, LIMIT);
-    let after = quiet(&lab)?;
+    let after = quiet(&lab);
     let counts = wire.finish()?;
-    done.with_context(|| {
-        format!(
-            "{counts:?}, {:?}",
-            after.each_ref().map(|status| &status.drops)
-        )
-    })?;
+    let drops = || statuses(&lab).map(|statuses| statuses.map(|status| status.drops));
+    done.with_context(|| format!("{counts:?}, {:?}", drops()))?;
+    let after = after?;
     for (way, counts) in counts.iter().enumerate() {
         let name = ["from a to b", "from b to a"][way];
         judge_wire(faults, counts).with_context(|| format!("{name}: {counts:?}"))?;
@@ -125,8 +130,8 @@ fn with(host_port: &'static str, ipv6: bool, faults: Faults, seed: u64) -> Resul
     for (side, after) in lab.sides.iter().zip(&after) {
         let host = after.ports.iter().find(|port| port.role == "host");
         let kind = &host.context("the host port")?.kind;
-        ensure!(kind.to_lowercase().starts_with(host_port), "{kind}");
-        if host_port == "tap" && !kind.contains("no superpackets") {
+        ensure!(kind.to_lowercase().starts_with(plan.host_port), "{kind}");
+        if plan.host_port == "tap" && !kind.contains("no superpackets") {
             let [(sent, _), (received, _)] = moved(side)?;
             let sealed: u64 = after.workers.iter().map(|worker| worker.sealed).sum();
             let opened = opened(after);
