@@ -7,7 +7,8 @@
 //! ```
 //! [`netns`] has namespaces and processes in them, and removes what a dead lab left; [`geneve`] is the Geneve
 //! endpoint for kernels without one; [`keys`] are the SAs; [`lab`] builds it all; [`wire`] says what was on the
-//! wire; [`load`] is ping and iperf3, [`udp`] packets with numbers; [`demo`] runs the demo; [`campaign`] hurts Culvert at
+//! wire; [`faulty`] is a wire that loses, repeats, reorders and damages; [`load`] is ping and iperf3, [`udp`] packets with numbers, [`stream`] TCP whose
+//! every byte is compared, with [`random`] numbers; [`demo`] runs the demo; [`campaign`] hurts Culvert at
 //! random, and judges.
 //!
 //! The daemons that Culvert works with are on the hypervisors as they are on real ones: [`hypervisor`] gives each its own
@@ -19,6 +20,7 @@ pub mod campaign;
 pub mod certificates;
 pub mod charon;
 pub mod demo;
+pub mod faulty;
 pub mod geneve;
 pub mod hypervisor;
 pub mod ike;
@@ -28,8 +30,10 @@ pub mod load;
 pub mod negotiated;
 pub mod netns;
 pub mod ovs;
+pub mod random;
 pub mod record;
 pub mod settings;
+pub mod stream;
 pub mod switched;
 pub mod systemd;
 pub mod udp;

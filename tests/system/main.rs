@@ -20,6 +20,7 @@ mod strongswan_docs;
 mod strongswan_faults;
 mod strongswan_rekey;
 mod tap;
+mod tcp;
 mod wire;
 
 use std::process::{Command, Stdio};
@@ -56,6 +57,7 @@ fn main() {
         tests(&lab, sizes::TESTS),
         tests(&lab, modes::TESTS),
         tests(&lab, tap::TESTS),
+        tests(&lab, tcp::TESTS),
         tests_within(&lab, campaign::TESTS, campaign::limit(), None),
         tests(&lab, packaging::TESTS),
         tests(&packaging::systemd_missing(), packaging::ANALYZE),

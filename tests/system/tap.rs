@@ -24,7 +24,7 @@ fn plan() -> Plan {
 }
 
 /// Packets and bytes that the stack gave to the host port and got from it.
-fn moved(side: &Side) -> Result<[(u64, u64); 2]> {
+pub(crate) fn moved(side: &Side) -> Result<[(u64, u64); 2]> {
     let text = run(side.namespace.command("cat").arg("/proc/net/dev"))?;
     let line = text.lines().find(|line| line.contains(HOST_PORT));
     let (_, fields) = line

@@ -3,6 +3,7 @@
 
 mod allocations;
 mod common;
+mod faults;
 mod lives;
 mod policies;
 mod rfc4303;

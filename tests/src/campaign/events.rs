@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::random::Random;
+
 /// What is done to a side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -112,7 +114,7 @@ impl fmt::Display for Event {
 /// that a short campaign has most of them, too.
 #[must_use]
 pub fn plan(seed: u64, events: usize, kinds: &[Kind], sides: &[usize]) -> Vec<Event> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut round = Vec::new();
     let mut plan = Vec::new();
     while plan.len() < events && !kinds.is_empty() && !sides.is_empty() {
@@ -127,20 +129,6 @@ pub fn plan(seed: u64, events: usize, kinds: &[Kind], sides: &[usize]) -> Vec<Ev
         });
     }
     plan
-}
-
-/// `SplitMix64`: the same numbers for the same seed, in every release.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        (mixed % end as u64) as usize
-    }
 }
 
 #[cfg(test)]

@@ -162,7 +162,12 @@ impl Scene<'_> {
         let namespace = &self.lab.sides[side].namespace;
         let inner = format!("{HOST_PORT}i");
         let mode = self.xdp_mode(side)?;
-        for (interface, mode) in [(WIRE, mode.as_str()), (&inner, "native")] {
+        let mut all = vec![(WIRE, mode.as_str())];
+        // A TAP has no inner end.
+        if namespace.ip(&format!("link show dev {inner}")).is_ok() {
+            all.push((&inner, "native"));
+        }
+        for (interface, mode) in all {
             let attached = || -> Result<String> {
                 let text = namespace.ip(&format!("-o -d link show dev {interface}"))?;
                 let (_, programs) = text.split_once("prog/xdp").context("no XDP program")?;
