@@ -18,6 +18,7 @@ use signal_hook::iterator::{Handle as SignalsHandle, Signals};
 use crate::control::{self, Control};
 use crate::heartbeat;
 use crate::host_port::{self, HostPort};
+use crate::lengths::Buffers;
 use crate::monitor;
 use crate::nic::Nic;
 use crate::parts::{describe, open_ports};
@@ -56,14 +57,16 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     let inner = settings.host_inner();
     let (kind, why) = host_port::choose(settings.host_port)?;
     let outer = &settings.host_interface;
-    let host_port = host_port::ensure(kind, outer, &inner, &settings.wire, workers)
+    let buffers = Buffers::choose(&wire.name, wire.mtu)?;
+    let host_mtu = buffers.longest();
+    let host_port = host_port::ensure(kind, outer, &inner, &wire.name, workers, host_mtu)
         .with_context(|| format!("host port {outer}"))?;
     let host_kind = format!("{}: {why}", host_port.kind());
     info!("host port {outer}: {host_kind}");
     let steered = matches!(host_port, HostPort::Veth).then(|| inner.clone());
-    let mut steering = Steering::attach(&steering_config(settings, steered))?;
+    let mut steering = Steering::attach(&steering_config(settings, steered, buffers))?;
 
-    let (mode, parts) = open_ports(&wire, &inner, host_port, workers)?;
+    let (mode, parts) = open_ports(&wire, &inner, host_port, workers, buffers)?;
     let host = Nic::query(outer)?;
     let ports = describe(&wire, &host, &host_kind, &steering, mode);
     let mtu = Mtu {
@@ -100,7 +103,7 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     let control = Arc::new(Mutex::new(control));
     let listener =
         Listener::bind(&run_directory.join(DATAPATH_SOCKET)).context("control socket")?;
-    info!("{workers} workers; ready");
+    info!("{workers} workers, {buffers}; ready");
     // Nobody waits for this thread: it ends with the process, and its socket file is removed at the next start.
     let served = Arc::clone(&control);
     let vital = Vital(signals.handle());
@@ -230,17 +233,22 @@ impl Drop for Vital {
 pub fn remove(settings: &Settings, run_directory: &Path) -> Result<()> {
     make_directory(run_directory)?;
     let _lock = Lock::take(run_directory, "culvert-datapath").context("stop it first")?;
-    Steering::remove(&steering_config(settings, None))?;
+    Steering::remove(&steering_config(settings, None, Buffers::One))?;
     host_port::remove(&settings.host_interface)
 }
 
-fn steering_config(settings: &Settings, host_inner: Option<String>) -> SteeringConfig {
+fn steering_config(
+    settings: &Settings,
+    host_inner: Option<String>,
+    buffers: Buffers,
+) -> SteeringConfig {
     SteeringConfig {
         wire: settings.wire.clone(),
         host_outer: settings.host_interface.clone(),
         host_inner,
         pins: settings.pins.clone(),
         xdp: settings.xdp,
+        buffers,
     }
 }
 

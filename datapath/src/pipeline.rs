@@ -259,6 +259,8 @@ impl Pipeline {
         headers: &Headers,
         sink: &mut impl Sink,
     ) -> Option<Frame> {
+        // The frame of the first one that comes is what the datagram is put together in.
+        let frame = sink.lengthen(frame);
         let outcome = self.reassembly[from].insert(frame, headers, now);
         for Loss { reason, packets } in outcome.losses.into_iter().flatten() {
             sink.count(reason.into(), packets);

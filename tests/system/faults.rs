@@ -292,7 +292,7 @@ fn sockets_that_are_gone_leave_the_queue() -> Result<()> {
     lab.sides[0].namespace.within(|| {
         let open = || -> Result<()> {
             // SAFETY: no frame is touched.
-            let (memory, _pool) = unsafe { Memory::new(1, Mode::Copy) }?;
+            let (memory, _pool) = unsafe { Memory::new(1, Mode::Copy, Buffers::One) }?;
             XskPort::open(&memory, WIRE, 0).map(drop)
         };
         open()?;

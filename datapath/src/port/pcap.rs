@@ -200,7 +200,7 @@ impl Port for PcapPort {
         1
     }
 
-    fn queue(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn queue(&mut self, frame: Frame, _pool: &mut Pool) -> Result<(), Frame> {
         self.queued.push(frame);
         Ok(())
     }

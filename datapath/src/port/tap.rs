@@ -122,7 +122,9 @@ impl TapPort {
                 self.held = None;
                 break;
             };
-            let Some(mut frame) = pool.take() else { break };
+            let Some(mut frame) = pool.take_for(segment.len()) else {
+                break;
+            };
             held.next += 1;
             let bounds = HEADROOM..HEADROOM + segment.len();
             let written = frame
@@ -195,7 +197,7 @@ impl Port for TapPort {
         count
     }
 
-    fn queue(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn queue(&mut self, frame: Frame, _pool: &mut Pool) -> Result<(), Frame> {
         if self.queued.len() == QUEUE {
             return Err(frame);
         }
