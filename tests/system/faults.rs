@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use culvert_datapath::lengths::Buffers;
 use culvert_datapath::port::xsk::{Memory, Mode, XskPort};
 use culvert_packet::headers::{self, Kind};
 use culvert_proto::DATAPATH_SOCKET;
