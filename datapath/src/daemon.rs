@@ -57,7 +57,10 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     let inner = settings.host_inner();
     let (kind, why) = host_port::choose(settings.host_port)?;
     let outer = &settings.host_interface;
-    let buffers = Buffers::choose(&wire.name, wire.mtu)?;
+    let buffers = Buffers::for_mtu(wire.mtu)?;
+    if let Some(limit) = buffers.limit(&wire.name, wire.mtu) {
+        warn!("{limit}");
+    }
     let host_mtu = buffers.longest();
     let host_port = host_port::ensure(kind, outer, &inner, &wire.name, workers, host_mtu)
         .with_context(|| format!("host port {outer}"))?;

@@ -105,6 +105,13 @@ impl Frame {
         self.end as usize + MAX_TAILROOM <= self.size as usize
     }
 
+    /// Bytes from the packet's start to the end of its memory.
+    #[inline]
+    #[must_use]
+    pub fn room(&self) -> usize {
+        (self.size - self.start) as usize
+    }
+
     /// Puts `bytes` behind the packet.
     ///
     /// # Errors

@@ -7,7 +7,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use culvert_esp::MAX_TAILROOM;
-use log::warn;
 
 use crate::frame::{HEADROOM, LONG, PIECE};
 
@@ -36,27 +35,25 @@ impl Buffers {
     /// What a wire with this MTU needs, if the kernel has it.
     ///
     /// # Errors
-    /// There is no AF_XDP.
-    pub fn choose(wire: &str, mtu: u32) -> Result<Self> {
-        let one = Self::One.longest();
-        if mtu <= one {
-            return Ok(Self::One);
-        }
-        if !kernel_has_several()? {
-            warn!(
-                "{wire} has MTU {mtu}, but before Linux 6.6 AF_XDP takes packets up to {one} bytes: longer ones are lost. \
-                 Lower the MTU of {wire}, or make the Geneve device's so low that its packets stay below"
-            );
-            return Ok(Self::One);
-        }
-        if mtu > Self::Several.longest() {
-            warn!(
-                "{wire} has MTU {mtu}, but Culvert takes packets up to {} bytes: the Geneve device's MTU must be so low \
-                 that they stay below",
-                Self::Several.longest()
-            );
-        }
-        Ok(Self::Several)
+    /// There is no AF_XDP to ask.
+    pub fn for_mtu(mtu: u32) -> Result<Self> {
+        let needed = mtu > Self::One.longest() && kernel_has_several()?;
+        Ok(if needed { Self::Several } else { Self::One })
+    }
+
+    /// What is to be minded on a wire with this MTU, if anything.
+    #[must_use]
+    pub fn limit(self, wire: &str, mtu: u32) -> Option<String> {
+        let longest = self.longest();
+        let why = match self {
+            _ if mtu <= longest => return None,
+            Self::One => "as AF_XDP has before Linux 6.6",
+            Self::Several => "as a frame does",
+        };
+        Some(format!(
+            "{wire} has MTU {mtu}, but Culvert takes packets up to {longest} bytes, {why}: lower its MTU, or the Geneve \
+             device's, so that they stay below"
+        ))
     }
 }
 
@@ -104,8 +101,10 @@ mod tests {
     #[test]
     fn only_a_wire_of_a_large_mtu_needs_several() {
         for mtu in [68, 1500, 3498] {
-            assert_eq!(Buffers::choose("wire", mtu).unwrap(), Buffers::One);
+            assert_eq!(Buffers::for_mtu(mtu).unwrap(), Buffers::One);
+            assert_eq!(Buffers::One.limit("eth1", mtu), None);
         }
+        assert_eq!(Buffers::Several.limit("eth1", 9000), None);
     }
 
     #[test]
@@ -113,8 +112,19 @@ mod tests {
         // Without privileges there is no socket to ask by.
         if let Ok(has) = kernel_has_several() {
             let wanted = if has { Buffers::Several } else { Buffers::One };
-            assert_eq!(Buffers::choose("wire", 9000).unwrap(), wanted);
-            assert_eq!(Buffers::choose("wire", 65_520).unwrap(), wanted);
+            assert_eq!(Buffers::for_mtu(9000).unwrap(), wanted);
+            assert_eq!(Buffers::for_mtu(65_520).unwrap(), wanted);
         }
+    }
+
+    #[test]
+    fn what_is_lost_is_named_with_what_to_do() {
+        let text = Buffers::One.limit("eth1", 9000).unwrap();
+        assert!(
+            text.contains("Linux 6.6") && text.contains("3498") && text.contains("lower"),
+            "{text}"
+        );
+        let text = Buffers::Several.limit("eth1", 65_520).unwrap();
+        assert!(text.contains("16000"), "{text}");
     }
 }

@@ -333,7 +333,8 @@ fn seal_run(sa: &OutboundSa, wire_mtu: usize, now: u64, run: &mut [Sorted]) {
         ..
     } in run
     {
-        let plan = seal::plan(sa, headers, wire_mtu);
+        // TFC padding keeps to the frame, too.
+        let plan = seal::plan(sa, headers, wire_mtu.min(frame.room() - headers.ip));
         let too_long = plan.length > wire_mtu;
         *outcome = if too_long && !may_fragment(frame.bytes(), headers) {
             // RFC 4303 §3.3.4 [3.3.4-pmtu]

@@ -235,7 +235,7 @@ mod tests {
         let mut port = PcapPort::writing(&path, &clock).unwrap();
         let mut frame = pool.take().unwrap();
         frame.write(&long).unwrap();
-        port.queue(frame).unwrap();
+        port.queue(frame, &mut pool).unwrap();
         port.flush(&mut pool);
         port.finish().unwrap();
 

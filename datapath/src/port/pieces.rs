@@ -1,9 +1,9 @@
-//! Packets in several pieces, each in a frame of one chunk, as AF_XDP gives them: put together in one long frame, so that
-//! nothing behind the port knows of pieces.
+//! Packets in several pieces, each in a frame of one chunk, as AF_XDP gives and takes them: put together in one long frame, and
+//! cut again, so that nothing behind the port knows of pieces.
 
 use std::mem;
 
-use crate::frame::{Frame, Pool};
+use crate::frame::{Frame, PIECE, Pool};
 
 /// Puts packets together. What a batch ends in the middle of, the next one goes on with.
 #[derive(Debug, Default)]
@@ -79,6 +79,31 @@ impl Gather {
         self.too_long += 1;
         State::Lost
     }
+}
+
+/// Cuts a packet into pieces, each in a frame of `pool`, and gives them to `put` in their order, with whether there are more.
+///
+/// # Errors
+/// The frame, and nothing is done, if there is no `room` for so many or `pool` has too few.
+pub(super) fn scatter(
+    frame: Frame,
+    room: usize,
+    pool: &mut Pool,
+    mut put: impl FnMut(Frame, bool),
+) -> Result<(), Frame> {
+    let count = frame.len().div_ceil(PIECE);
+    if count == 0 || count > room || count > pool.free() {
+        return Err(frame);
+    }
+    for (number, bytes) in (1..).zip(frame.bytes().chunks(PIECE)) {
+        // There are as many as were just counted, and they take what a piece is.
+        let Some(mut piece) = pool.take() else { break };
+        let written = piece.write(bytes);
+        debug_assert!(written.is_ok());
+        put(piece, number < count);
+    }
+    pool.give(frame);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -174,6 +199,56 @@ mod tests {
             assert_eq!(frame.bytes(), wanted);
             pool.give(frame);
         }
+        assert!(all_there(&pool));
+    }
+
+    /// A long frame with `bytes`.
+    fn long(pool: &mut Pool, bytes: &[u8]) -> Frame {
+        let mut frame = pool.take_long().unwrap();
+        frame.write(bytes).unwrap();
+        frame
+    }
+
+    #[test]
+    fn what_is_cut_comes_together_again() {
+        let mut pool = pool();
+        let mut gather = Gather::default();
+        for length in [1, 1500, PIECE, PIECE + 1, 2 * PIECE, 9014, 16_000] {
+            let wanted = packet(length);
+            let frame = long(&mut pool, &wanted);
+            let mut pieces = Vec::new();
+            scatter(frame, 17, &mut pool, |piece, more| {
+                pieces.push((piece, more))
+            })
+            .unwrap();
+            assert_eq!(pieces.len(), length.div_ceil(PIECE));
+            assert_eq!(pool.free_long(), LONGS, "the long frame is free");
+            let whole: Vec<_> = pieces
+                .into_iter()
+                .filter_map(|(piece, more)| gather.add(piece, more, &mut pool))
+                .collect();
+            assert_eq!(whole.len(), 1, "{length}");
+            for frame in whole {
+                assert_eq!(frame.bytes(), wanted, "{length}");
+                pool.give(frame);
+            }
+            assert!(all_there(&pool), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_packet_is_cut_whole_or_not_at_all() {
+        let mut pool = pool();
+        let frame = long(&mut pool, &packet(9000));
+        let not_put = |_, _| panic!("a piece");
+        // No room for all three.
+        let frame = scatter(frame, 2, &mut pool, not_put).unwrap_err();
+        // Too few frames.
+        let held: Vec<_> = (0..CHUNKS - 2).map(|_| pool.take().unwrap()).collect();
+        let frame = scatter(frame, 17, &mut pool, not_put).unwrap_err();
+        assert_eq!(frame.bytes(), packet(9000));
+        pool.give(frame);
+        held.into_iter().for_each(|frame| pool.give(frame));
         assert!(all_there(&pool));
     }
 }

@@ -29,7 +29,7 @@ use xsk_rs::config::{
 };
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
-use super::pieces::Gather;
+use super::pieces::{Gather, scatter};
 use super::{Losses, Port};
 use crate::frame::{CHUNK, Frame, HEADROOM, LONG, PIECE, Pool, USER_HEADROOM};
 use crate::lengths::Buffers;
@@ -216,6 +216,14 @@ impl Descriptors {
     }
 }
 
+/// Says how long the packet of a descriptor is, whose frame is ours.
+#[inline]
+fn set_length(umem: &Umem, descriptor: &mut FrameDesc, length: usize) {
+    // SAFETY: the frame of the descriptor is ours alone until it is produced.
+    let mut data = unsafe { umem.data_mut(descriptor) };
+    data.cursor().set_pos(length);
+}
+
 /// One AF_XDP socket: a queue of an interface.
 pub struct XskPort {
     umem: Umem,
@@ -357,41 +365,18 @@ impl XskPort {
         }
     }
 
-    /// Says how long the packet of a descriptor is, whose frame is ours.
-    #[inline]
-    fn set_length(&self, descriptor: &mut FrameDesc, length: usize) {
-        // SAFETY: the frame of the descriptor is ours alone until it is produced.
-        let mut data = unsafe { self.umem.data_mut(descriptor) };
-        data.cursor().set_pos(length);
-    }
-
     /// Queues what is in a long frame in as many chunks as it takes, all or nothing.
-    fn scatter(&mut self, frame: Frame, pool: &mut Pool) -> Result<(), Frame> {
-        let pieces = frame.len().div_ceil(PIECE);
+    #[inline(never)]
+    fn queue_pieces(&mut self, frame: Frame, pool: &mut Pool) -> Result<(), Frame> {
         let room = RING as usize - self.sending as usize - self.queued.len();
-        if pieces == 0 || pieces > room || pieces > pool.free() {
-            return Err(frame);
-        }
-        let first = self.queued.len();
-        for bytes in frame.bytes().chunks(PIECE) {
-            // There are as many as were asked for, just now; and a chunk takes a piece at its headroom.
-            let Some(mut piece) = pool.take() else { break };
-            if let Some(mut descriptor) = self.descriptors.get(piece.index(), HEADROOM)
-                && piece.write(bytes).is_ok()
-            {
-                self.set_length(&mut descriptor, bytes.len());
-                descriptor.set_options(CONTINUED);
+        scatter(frame, room, pool, |piece, more| {
+            // Every chunk has one for its headroom.
+            if let Some(mut descriptor) = self.descriptors.get(piece.index(), HEADROOM) {
+                set_length(&self.umem, &mut descriptor, piece.len());
+                descriptor.set_options(if more { CONTINUED } else { 0 });
                 self.queued.push(descriptor);
-                pool.lend(piece);
-            } else {
-                pool.give(piece);
             }
-        }
-        if let Some(last) = self.queued[first..].last_mut() {
-            last.set_options(0);
-        }
-        pool.give(frame);
-        Ok(())
+        })
     }
 }
 
@@ -426,7 +411,7 @@ impl Port for XskPort {
         }
         let mut descriptor = self.descriptors.get(frame.index(), frame.start());
         if descriptor.is_none() && pool.is_long(&frame) {
-            return self.scatter(frame, pool);
+            return self.queue_pieces(frame, pool);
         }
         if descriptor.is_none() && frame.move_to(HEADROOM) {
             // A driver that places packets its own way, and so one that no descriptor points at.
@@ -435,7 +420,7 @@ impl Port for XskPort {
         let Some(mut descriptor) = descriptor else {
             return Err(frame);
         };
-        self.set_length(&mut descriptor, frame.len());
+        set_length(&self.umem, &mut descriptor, frame.len());
         self.queued.push(descriptor);
         // The chunk is the kernel's from here; `reclaim` makes a frame of it again.
         drop(frame);
