@@ -106,8 +106,12 @@ fn crosses(plan: Plan) -> Result<Lab> {
 }
 
 fn jumbo_packets_cross_by_veth() -> Result<()> {
-    for ipv6 in [false, true] {
-        let lab = crosses(Plan { ipv6, ..plan() })?;
+    for (ipv6, queues) in [(false, 1), (true, 2)] {
+        let lab = crosses(Plan {
+            ipv6,
+            queues,
+            ..plan()
+        })?;
         let ports = lab.sides[0].datapath_status()?.ports;
         for port in ports {
             ensure!(port.xdp == "native", "{port:?}");
