@@ -68,7 +68,7 @@ impl Sink for Collected {
 }
 
 impl Supply<Frame> for Collected {
-    fn take(&mut self) -> Option<Frame> {
+    fn take(&mut self, _length: usize) -> Option<Frame> {
         self.pool.take()
     }
 

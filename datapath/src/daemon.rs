@@ -18,9 +18,10 @@ use signal_hook::iterator::{Handle as SignalsHandle, Signals};
 use crate::control::{self, Control};
 use crate::heartbeat;
 use crate::host_port::{self, HostPort};
+use crate::lengths::Buffers;
 use crate::monitor;
 use crate::nic::Nic;
-use crate::parts::{describe, open_ports};
+use crate::parts::{Wanted, describe, open_ports};
 use crate::port::host::HostPort as HostQueue;
 use crate::port::xsk::XskPort;
 use crate::settings::Settings;
@@ -56,15 +57,25 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     let inner = settings.host_inner();
     let (kind, why) = host_port::choose(settings.host_port)?;
     let outer = &settings.host_interface;
-    let host_port = host_port::ensure(kind, outer, &inner, &settings.wire, workers)
+    let buffers = Buffers::for_mtu(wire.mtu)?;
+    if let Some(limit) = buffers.limit(&wire.name, wire.mtu) {
+        warn!("{limit}");
+    }
+    let host_mtu = buffers.longest();
+    let host_port = host_port::ensure(kind, outer, &inner, &wire.name, workers, host_mtu)
         .with_context(|| format!("host port {outer}"))?;
     let host_kind = format!("{}: {why}", host_port.kind());
     info!("host port {outer}: {host_kind}");
     let is_tap = matches!(host_port, HostPort::Tap(_));
     let steered = (!is_tap).then(|| inner.clone());
-    let mut steering = Steering::attach(&steering_config(settings, steered))?;
+    let mut steering = Steering::attach(&steering_config(settings, steered, buffers))?;
 
-    let (mode, parts) = open_ports(&wire, &inner, host_port, workers, settings.busy_poll)?;
+    let wanted = Wanted {
+        workers,
+        buffers,
+        busy_poll: settings.busy_poll,
+    };
+    let (mode, parts) = open_ports(&wire, &inner, host_port, wanted)?;
     let host = Nic::query(outer)?;
     let ports = describe(&wire, &host, &host_kind, &steering, mode);
     let mtu = Mtu {
@@ -104,7 +115,7 @@ pub fn run(settings: &Settings, run_directory: &Path) -> Result<()> {
     let control = Arc::new(Mutex::new(control));
     let listener =
         Listener::bind(&run_directory.join(DATAPATH_SOCKET)).context("control socket")?;
-    info!("{workers} workers; ready");
+    info!("{workers} workers, {buffers}; ready");
     // Nobody waits for this thread: it ends with the process, and its socket file is removed at the next start.
     let served = Arc::clone(&control);
     let vital = Vital(signals.handle());
@@ -234,17 +245,22 @@ impl Drop for Vital {
 pub fn remove(settings: &Settings, run_directory: &Path) -> Result<()> {
     make_directory(run_directory)?;
     let _lock = Lock::take(run_directory, "culvert-datapath").context("stop it first")?;
-    Steering::remove(&steering_config(settings, None))?;
+    Steering::remove(&steering_config(settings, None, Buffers::One))?;
     host_port::remove(&settings.host_interface)
 }
 
-fn steering_config(settings: &Settings, host_inner: Option<String>) -> SteeringConfig {
+fn steering_config(
+    settings: &Settings,
+    host_inner: Option<String>,
+    buffers: Buffers,
+) -> SteeringConfig {
     SteeringConfig {
         wire: settings.wire.clone(),
         host_outer: settings.host_interface.clone(),
         host_inner,
         pins: settings.pins.clone(),
         xdp: settings.xdp,
+        buffers,
     }
 }
 

@@ -1,6 +1,9 @@
 //! Frames and the pool that they come from: memory in chunks of one size, each owned by exactly one
 //! [`Frame`], or by the kernel.
 //!
+//! A packet that is longer than a chunk comes and goes in several, but is worked on in one piece: for that a pool may have
+//! long frames, too, which the kernel never sees ([`Pool::add_long`]).
+//!
 //! A [`Frame`] is neither `Copy` nor `Clone`, so it is in one ring only; whoever is done with it
 //! gives it back to the [`Pool`]. The memory lives as long as the process: a worker's frames are
 //! needed until it ends, and nothing can dangle.
@@ -12,7 +15,7 @@
 use std::ops::Range;
 use std::ptr::NonNull;
 
-use culvert_esp::buffer;
+use culvert_esp::{MAX_TAILROOM, buffer};
 use culvert_gso::coalesce::Packet;
 
 /// Size of a chunk that the kernel shares, in bytes: a page, the largest that AF_XDP takes without huge
@@ -26,6 +29,12 @@ pub const HEADROOM: usize = USER_HEADROOM + 256;
 /// Headroom asked of the kernel: enough for the headers to move forward when sealing.
 pub const USER_HEADROOM: usize = 32;
 const _: () = assert!(USER_HEADROOM >= culvert_esp::MAX_HEADROOM);
+
+/// Longest packet that a chunk takes behind [`HEADROOM`], in bytes.
+pub const PIECE: usize = CHUNK as usize - HEADROOM;
+
+/// Size of a long frame in bytes: for the packets of every Ethernet NIC whose MTU is not "no limit".
+pub const LONG: u32 = 16_384;
 
 /// A packet in a chunk of memory that is its alone.
 #[must_use = "a frame that is dropped is a chunk lost: give it back to the pool"]
@@ -97,6 +106,34 @@ impl Frame {
         true
     }
 
+    /// Whether the packet can be sealed here: there is room for what comes behind it.
+    #[inline]
+    #[must_use]
+    pub fn has_tailroom(&self) -> bool {
+        self.end as usize + MAX_TAILROOM <= self.size as usize
+    }
+
+    /// Bytes from the packet's start to the end of its memory.
+    #[inline]
+    #[must_use]
+    pub fn room(&self) -> usize {
+        (self.size - self.start) as usize
+    }
+
+    /// Puts `bytes` behind the packet.
+    ///
+    /// # Errors
+    /// They do not fit, and nothing is done.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), TooLong> {
+        let bounds = buffer::Frame::bounds(self);
+        let end = bounds.end + bytes.len();
+        let room = buffer::Frame::chunk(self).get_mut(bounds.end..end);
+        room.ok_or(TooLong(end - bounds.start))?
+            .copy_from_slice(bytes);
+        buffer::Frame::set_bounds(self, bounds.start..end);
+        Ok(())
+    }
+
     /// Makes the frame a copy of `bytes`.
     ///
     /// # Errors
@@ -152,13 +189,17 @@ impl buffer::Frame for Frame {
     }
 }
 
-/// The frames of one worker: a free list over memory in chunks of one size.
+/// The frames of one worker: a free list over memory in chunks of one size, and one of long frames, which may be empty for
+/// ever.
 #[derive(Debug)]
 pub struct Pool {
     base: NonNull<u8>,
     count: u32,
     chunk: u32,
     free: Vec<Frame>,
+    /// Size of the long frames; 0 if there are none.
+    long: u32,
+    free_long: Vec<Frame>,
 }
 
 // SAFETY: the pool owns its memory, and its frames are Send.
@@ -186,6 +227,8 @@ impl Pool {
             count: frames,
             chunk,
             free: Vec::with_capacity(frames as usize),
+            long: 0,
+            free_long: Vec::new(),
         };
         // From the last to the first, so that they are taken in the order of memory.
         for index in (0..frames).rev() {
@@ -196,17 +239,84 @@ impl Pool {
         pool
     }
 
-    /// Takes a free frame, empty.
+    /// Adds `frames` long frames of `size` bytes, on the heap, which is never freed. Once, and longer than a chunk.
+    pub fn add_long(&mut self, frames: u32, size: u32) {
+        assert!(
+            self.long == 0 && size > self.chunk,
+            "long frames are added once"
+        );
+        let memory = vec![0_u8; frames as usize * size as usize].leak();
+        let base = NonNull::from(memory).cast::<u8>();
+        self.long = size;
+        self.free_long = (0..frames)
+            .rev()
+            .map(|number| Frame {
+                // SAFETY: within the memory that was just leaked, of which every frame gets its own part, here.
+                chunk: unsafe { base.add(number as usize * size as usize) },
+                size,
+                // Behind the chunks: nothing that the kernel says can mean it.
+                index: self.count + number,
+                start: 0,
+                end: 0,
+                authenticated: false,
+            })
+            .collect();
+    }
+
+    /// Takes a free frame of one chunk. What its packet is, is not said.
     #[inline]
     pub fn take(&mut self) -> Option<Frame> {
         self.free.pop()
     }
 
+    /// Takes a free long frame.
+    pub fn take_long(&mut self) -> Option<Frame> {
+        self.free_long.pop()
+    }
+
+    /// Takes a free frame in which a packet of `length` bytes can be sealed: of one chunk if that will do, else a long one if
+    /// this pool has any.
+    #[inline]
+    pub fn take_for(&mut self, length: usize) -> Option<Frame> {
+        if self.long == 0 || HEADROOM + length + MAX_TAILROOM <= self.chunk as usize {
+            self.take()
+        } else {
+            self.take_long()
+        }
+    }
+
+    /// The packet of a frame in a long one, if there is one free; else the frame as it is.
+    pub fn lengthen(&mut self, frame: Frame) -> Frame {
+        if self.is_long(&frame) {
+            return frame;
+        }
+        let Some(mut long) = self.take_long() else {
+            return frame;
+        };
+        if long.write(frame.bytes()).is_err() {
+            self.give(long);
+            return frame;
+        }
+        self.give(frame);
+        long
+    }
+
+    /// Whether a frame is a long one.
+    #[inline]
+    #[must_use]
+    pub fn is_long(&self, frame: &Frame) -> bool {
+        frame.size != self.chunk
+    }
+
     /// Gives a frame back.
     #[inline]
     pub fn give(&mut self, frame: Frame) {
-        debug_assert!(self.free.len() < self.count as usize);
-        self.free.push(frame);
+        if self.is_long(&frame) {
+            self.free_long.push(frame);
+        } else {
+            debug_assert!(self.free.len() < self.count as usize);
+            self.free.push(frame);
+        }
     }
 
     /// Bytes of a chunk.
@@ -215,16 +325,29 @@ impl Pool {
         self.chunk as usize
     }
 
+    /// Bytes of its longest frames.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        self.chunk.max(self.long) as usize
+    }
+
+    /// How many long frames are free.
+    #[must_use]
+    pub fn free_long(&self) -> usize {
+        self.free_long.len()
+    }
+
     /// How many frames are free.
     #[must_use]
     pub fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Lends a frame's chunk to the kernel; [`Pool::reclaim`] makes a frame of it again.
+    /// Lends the chunk of a frame that is not long to the kernel; [`Pool::reclaim`] makes a frame of it again.
     #[inline]
     #[expect(clippy::needless_pass_by_value, reason = "the frame ends here")]
     pub fn lend(&self, frame: Frame) -> u32 {
+        debug_assert!(!self.is_long(&frame));
         frame.index
     }
 
@@ -251,3 +374,6 @@ impl Pool {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use log::{info, warn};
+use log::info;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use nix::net::if_::if_nametoindex;
 
@@ -17,9 +17,6 @@ use crate::netlink::Netlink;
 use crate::nic::{self, Nic, Offload};
 use crate::settings::HostPort as Kind;
 use crate::tap::Tap;
-
-/// Longest MTU at which native XDP runs on a veth whose packets are in one page, and whose packets fit a frame.
-const MAX_MTU: u32 = 3498;
 
 /// Packets that wait in a TAP's queue, at most: as many as AF_XDP has frames for in its rings. There is no more than a window of TCP's.
 const QUEUE: u32 = 4096;
@@ -74,36 +71,32 @@ pub fn choose(wanted: Kind) -> Result<(Kind, String)> {
 }
 
 /// Makes the host port with `queues` queues, or takes over the one that is there, and sets it up: MAC address of
-/// `wire`, offloads, sysctls, up.
+/// `wire`, `mtu`, offloads, sysctls, up.
 ///
 /// # Errors
 /// An interface of that name is somebody else's; the kernel refuses something.
-pub fn ensure(kind: Kind, outer: &str, inner: &str, wire: &str, queues: u32) -> Result<HostPort> {
+pub fn ensure(
+    kind: Kind,
+    outer: &str,
+    inner: &str,
+    wire: &str,
+    queues: u32,
+    mtu: u32,
+) -> Result<HostPort> {
     let netlink = Netlink::open().context("netlink")?;
     let nic = netlink
         .get(wire)?
         .with_context(|| format!("no interface {wire}"))?;
-    let (mut mac, mut wire_mtu) = (Vec::new(), 1500);
-    for attribute in nic.attributes {
-        match attribute {
-            LinkAttribute::Address(address) => mac = address,
-            LinkAttribute::Mtu(value) => wire_mtu = value,
-            _ => {}
-        }
-    }
+    let address = |attribute| match attribute {
+        LinkAttribute::Address(address) => Some(address),
+        _ => None,
+    };
+    let mac = nic.attributes.into_iter().find_map(address);
+    let mac = mac.unwrap_or_default();
     ensure!(
         mac.len() == 6,
         "{wire} has no Ethernet address: Culvert needs an Ethernet NIC"
     );
-    // As large as can be, whatever the NIC has: datagrams that came in fragments go up the stack whole.
-    let mtu = MAX_MTU;
-    if wire_mtu > mtu {
-        warn!(
-            "{wire} has MTU {wire_mtu}, but the host port takes packets up to {MAX_MTU} bytes: \
-             the Geneve device's MTU must be so low that they stay below"
-        );
-    }
-
     if let Some(there) = netlink.get(outer)? {
         let veth = is_veth(&there) && is_pair(&there, inner);
         ensure!(
@@ -114,7 +107,9 @@ pub fn ensure(kind: Kind, outer: &str, inner: &str, wire: &str, queues: u32) -> 
             Kind::Tap => is_our_tap(&there),
             Kind::Veth | Kind::Auto => veth && Nic::query(inner)?.queues == queues,
         };
-        if !fits {
+        // A veth keeps the limit that it got with the first XDP program on its inner end.
+        let lengths = || netlink.set(outer, vec![LinkAttribute::Mtu(mtu)], false);
+        if !fits || lengths().is_err() {
             // The egress program drops what it would have redirected, until the new one is there.
             netlink.delete(outer)?;
         }

@@ -15,6 +15,7 @@ pub mod guard;
 pub mod heartbeat;
 pub mod host_port;
 mod keepalive;
+pub mod lengths;
 pub mod monitor;
 pub mod netlink;
 pub mod nic;

@@ -11,6 +11,7 @@ use log::info;
 
 use crate::frame::Pool;
 use crate::host_port::HostPort;
+use crate::lengths::Buffers;
 use crate::nic::Nic;
 use crate::port::Port;
 use crate::port::host::HostPort as HostQueue;
@@ -48,6 +49,15 @@ impl Part {
     }
 }
 
+/// How the ports are to be.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) workers: u32,
+    pub(crate) buffers: Buffers,
+    /// Of the wire's queues.
+    pub(crate) busy_poll: bool,
+}
+
 /// The sockets of a worker; the inner end's one, if the host port has such an end.
 struct Sockets {
     wire: Vec<XskPort>,
@@ -62,16 +72,15 @@ pub(crate) fn open_ports(
     wire: &Nic,
     inner: &str,
     host: HostPort,
-    workers: u32,
-    busy_poll: bool,
+    wanted: Wanted,
 ) -> Result<(Mode, Vec<Part>)> {
     let inner = matches!(host, HostPort::Veth).then_some(inner);
-    let (mode, mut sockets) = open_sockets(wire, inner, workers)?;
+    let (mode, mut sockets) = open_sockets(wire, inner, wanted.workers, wanted.buffers)?;
     let wires = sockets.iter_mut().flat_map(|sockets| &mut sockets.wire);
-    for port in wires.filter(|_| busy_poll) {
+    for port in wires.filter(|_| wanted.busy_poll) {
         port.prefer_busy_poll()?;
     }
-    let most = ETHERNET + wire.mtu as usize;
+    let most = ETHERNET + wire.mtu.min(wanted.buffers.longest()) as usize;
     let lengths = Lengths {
         most: most + VLAN_TAGS,
         fits: most.saturating_sub(MAX_HEADROOM + MAX_TAILROOM),
@@ -101,15 +110,21 @@ pub(crate) fn open_ports(
     Ok((mode, parts))
 }
 
-fn open_sockets(wire: &Nic, inner: Option<&str>, workers: u32) -> Result<(Mode, Vec<Sockets>)> {
-    match open_in_mode(wire, inner, workers, Mode::ZeroCopy) {
+fn open_sockets(
+    wire: &Nic,
+    inner: Option<&str>,
+    workers: u32,
+    buffers: Buffers,
+) -> Result<(Mode, Vec<Sockets>)> {
+    let open = |mode| open_in_mode(wire, inner, workers, mode, buffers);
+    match open(Mode::ZeroCopy) {
         Ok(sockets) => return Ok((Mode::ZeroCopy, sockets)),
         Err(error) => info!("no zero-copy: {error:#}"),
     }
     // The kernel lets go of the queues of sockets that were closed, or whose process died, only after a moment.
     let until = Instant::now() + Duration::from_secs(1);
     loop {
-        match open_in_mode(wire, inner, workers, Mode::Copy) {
+        match open(Mode::Copy) {
             Err(error) if is_busy(&error) && Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -125,13 +140,19 @@ fn open_sockets(wire: &Nic, inner: Option<&str>, workers: u32) -> Result<(Mode, 
 
 /// What fails here leaves nothing: sockets that stayed bound would keep out those of the next try.
 #[expect(unsafe_code, reason = "memory that frames point into")]
-fn open_in_mode(wire: &Nic, inner: Option<&str>, workers: u32, mode: Mode) -> Result<Vec<Sockets>> {
+fn open_in_mode(
+    wire: &Nic,
+    inner: Option<&str>,
+    workers: u32,
+    mode: Mode,
+    buffers: Buffers,
+) -> Result<Vec<Sockets>> {
     let opened = (0..workers)
         .map(|number| {
             let wire_queues: Vec<u32> = (number..wire.queues).step_by(workers as usize).collect();
             let count = u32::try_from(wire_queues.len())? + u32::from(inner.is_some());
             // SAFETY: what goes out of this function, is kept below; what fails before, touches no frame.
-            let (memory, pool) = unsafe { Memory::new(count, mode) }?;
+            let (memory, pool) = unsafe { Memory::new(count, mode, buffers) }?;
             let wire = wire_queues
                 .iter()
                 .map(|queue| XskPort::open(&memory, &wire.name, *queue))
@@ -153,8 +174,8 @@ fn open_in_mode(wire: &Nic, inner: Option<&str>, workers: u32, mode: Mode) -> Re
             Ok((memory, sockets))
         })
         .collect::<Result<Vec<_>>>()?;
-    let keep = |(memory, sockets): (Memory, Sockets)| {
-        memory.keep();
+    let keep = |(memory, mut sockets): (Memory, Sockets)| {
+        memory.keep(&mut sockets.pool);
         sockets
     };
     Ok(opened.into_iter().map(keep).collect())

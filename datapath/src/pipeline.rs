@@ -259,6 +259,8 @@ impl Pipeline {
         headers: &Headers,
         sink: &mut impl Sink,
     ) -> Option<Frame> {
+        // The frame of the first one that comes is what the datagram is put together in.
+        let frame = sink.lengthen(frame);
         let outcome = self.reassembly[from].insert(frame, headers, now);
         for Loss { reason, packets } in outcome.losses.into_iter().flatten() {
             sink.count(reason.into(), packets);
@@ -331,7 +333,8 @@ fn seal_run(sa: &OutboundSa, wire_mtu: usize, now: u64, run: &mut [Sorted]) {
         ..
     } in run
     {
-        let plan = seal::plan(sa, headers, wire_mtu);
+        // TFC padding keeps to the frame, too.
+        let plan = seal::plan(sa, headers, wire_mtu.min(frame.room() - headers.ip));
         let too_long = plan.length > wire_mtu;
         *outcome = if too_long && !may_fragment(frame.bytes(), headers) {
             // RFC 4303 §3.3.4 [3.3.4-pmtu]

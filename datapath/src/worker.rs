@@ -183,7 +183,7 @@ impl<W: Port, H: Port> Worker<W, H> {
             wire,
             host,
             mtu,
-            pipeline: Pipeline::new(BATCH, pool.chunk()),
+            pipeline: Pipeline::new(BATCH, pool.longest()),
             pool,
             batch: Vec::with_capacity(BATCH),
             tables: Arc::default(),
@@ -315,11 +315,16 @@ impl<W: Port, H: Port> Worker<W, H> {
             receive: sum.receive + losses.receive,
             send: sum.send + losses.send,
             refused: sum.refused + losses.refused,
+            too_long: sum.too_long + losses.too_long,
         });
-        counters.drops[DropReason::RxOverflow.index()].store(losses.receive, Ordering::Relaxed);
-        counters.drops[DropReason::TxRejected.index()].store(losses.send, Ordering::Relaxed);
-        let refused = &counters.drops[DropReason::SuperpacketRefused.index()];
-        refused.store(losses.refused, Ordering::Relaxed);
+        for (reason, count) in [
+            (DropReason::RxOverflow, losses.receive),
+            (DropReason::FrameTooLong, losses.too_long),
+            (DropReason::TxRejected, losses.send),
+            (DropReason::SuperpacketRefused, losses.refused),
+        ] {
+            counters.drops[reason.index()].store(count, Ordering::Relaxed);
+        }
     }
 
     /// Gives up what has not become whole of fragments: nothing more comes.
@@ -377,7 +382,7 @@ impl<P: Port> Sink for PortSink<'_, P> {
     #[inline]
     fn send(&mut self, mut frame: Frame) {
         frame.set_authenticated(true);
-        match self.port.queue(frame) {
+        match self.port.queue(frame, self.pool) {
             Ok(()) => self.sent += 1,
             Err(frame) => self.discard(frame, DropReason::TxRingFull),
         }
@@ -385,7 +390,7 @@ impl<P: Port> Sink for PortSink<'_, P> {
 
     fn pass(&mut self, mut frame: Frame) {
         frame.set_authenticated(false);
-        match self.port.queue(frame) {
+        match self.port.queue(frame, self.pool) {
             Ok(()) => self.passed += 1,
             Err(frame) => self.discard(frame, DropReason::TxRingFull),
         }
@@ -394,7 +399,7 @@ impl<P: Port> Sink for PortSink<'_, P> {
     fn answer(&mut self, mut frame: Frame) {
         frame.set_authenticated(false);
         let sent = match self.back.as_mut() {
-            Some(back) => back.queue(frame),
+            Some(back) => back.queue(frame, self.pool),
             None => Err(frame),
         };
         // What it answers is counted; an answer that does not fit is sent again for the next packet.
@@ -410,8 +415,12 @@ impl<P: Port> Sink for PortSink<'_, P> {
 }
 
 impl<P> Supply<Frame> for PortSink<'_, P> {
-    fn take(&mut self) -> Option<Frame> {
-        self.pool.take()
+    fn take(&mut self, length: usize) -> Option<Frame> {
+        self.pool.take_for(length)
+    }
+
+    fn lengthen(&mut self, frame: Frame) -> Frame {
+        self.pool.lengthen(frame)
     }
 
     #[inline]

@@ -68,7 +68,7 @@ impl Fixture {
         Ok(this)
     }
 
-    /// Strips what arrives at `interface`, too.
+    /// Strips what arrives at `interface`, too, if it does not yet. Runs in the namespace of the calling thread.
     ///
     /// # Errors
     /// The kernel refuses it.
@@ -77,13 +77,18 @@ impl Fixture {
     }
 
     fn attach(&mut self, name: &str, interface: &str, pins: &Path) -> Result<()> {
+        // Another interface may come under the same name.
+        let pin = pins.join(format!("{name}-{interface}-{}", if_nametoindex(interface)?));
+        if pin.exists() {
+            return Ok(());
+        }
         let program = program(&mut self.programs, name)?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = program
             .attach_with_options(interface, TcAttachType::Ingress, order)
             .with_context(|| format!("{name} on {interface}"))?;
         let link: FdLink = program.take_link(id)?.try_into()?;
-        link.pin(pins.join(format!("{name}-{interface}")))?;
+        link.pin(pin)?;
         Ok(())
     }
 }

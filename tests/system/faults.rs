@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use culvert_datapath::lengths::Buffers;
 use culvert_datapath::port::xsk::{Memory, Mode, XskPort};
 use culvert_packet::headers::{self, Kind};
 use culvert_proto::DATAPATH_SOCKET;
@@ -292,7 +293,7 @@ fn sockets_that_are_gone_leave_the_queue() -> Result<()> {
     lab.sides[0].namespace.within(|| {
         let open = || -> Result<()> {
             // SAFETY: no frame is touched.
-            let (memory, _pool) = unsafe { Memory::new(1, Mode::Copy) }?;
+            let (memory, _pool) = unsafe { Memory::new(1, Mode::Copy, Buffers::One) }?;
             XskPort::open(&memory, WIRE, 0).map(drop)
         };
         open()?;

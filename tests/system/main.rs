@@ -7,6 +7,7 @@ mod campaign;
 mod commands;
 mod faults;
 mod interop;
+mod jumbo;
 mod lives;
 mod modes;
 mod ovs;
@@ -55,6 +56,7 @@ fn main() {
         tests(&lab, policies::TESTS),
         tests(&lab, lives::TESTS),
         tests(&lab, sizes::TESTS),
+        tests(&lab, jumbo::TESTS),
         tests(&lab, modes::TESTS),
         tests(&lab, tap::TESTS),
         tests(&lab, tcp::TESTS),

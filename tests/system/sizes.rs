@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
 ];
 
 /// MTUs of the wire.
-const MTUS: [u32; 3] = [1400, 1500, 3000];
+const MTUS: [u32; 4] = [1400, 1500, 3000, 9000];
 
 /// A datagram that fits the wire in clear, but not sealed, and may not be fragmented: whoever sent it is told what
 /// would fit, by the kernel, which had it from Culvert.

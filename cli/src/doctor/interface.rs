@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use culvert_datapath::lengths::Buffers;
+
 use super::Finding;
 use super::links::{self, Kind, Link};
 use super::probe::{self, Queues};
@@ -12,8 +14,6 @@ const GENEVE: [u32; 2] = [20 + 8 + 8 + 14, 40 + 8 + 8 + 14];
 const ESP: u32 = 8 + 8 + 3 + 2 + 16;
 /// The option that OVN adds to Geneve.
 const OVN_OPTION: u32 = 8;
-/// Longest frame that the host port takes: one page, less what native XDP on a veth keeps for itself.
-const HOST_PORT_MTU: u32 = 3498;
 /// From here on an MTU says "no limit": Open vSwitch gives its Geneve device 65000.
 const UNLIMITED: u32 = 60_000;
 
@@ -56,7 +56,9 @@ pub(super) fn examine(wire: &str, host_port: &str) -> Vec<Finding> {
             ),
         },
     ];
-    findings.extend(mtu(nic, &links));
+    // Without AF_XDP other findings say more.
+    let buffers = Buffers::for_mtu(nic.mtu).unwrap_or(Buffers::One);
+    findings.extend(mtu(nic, &links, buffers));
     if find(host_port).is_some() {
         // A TAP, which has no other end, tells which checksums are to be computed.
         if find(&format!("{host_port}i")).is_some() {
@@ -204,9 +206,9 @@ fn rp_filter(host_port: &str, all: &str, own: &str) -> Finding {
     }
 }
 
-fn mtu(nic: &Link, links: &[Link]) -> Vec<Finding> {
+fn mtu(nic: &Link, links: &[Link], buffers: Buffers) -> Vec<Finding> {
     let (wire, mtu) = (&nic.name, nic.mtu);
-    let longest = mtu.saturating_sub(ESP).min(HOST_PORT_MTU);
+    let longest = mtu.saturating_sub(ESP).min(buffers.longest());
     let limits = GENEVE.map(|overhead| longest.saturating_sub(overhead));
     let mut findings = Vec::new();
     let found = format!(
@@ -214,18 +216,10 @@ fn mtu(nic: &Link, links: &[Link]) -> Vec<Finding> {
          with ESP in UDP)",
         limits[0], limits[1]
     );
-    if longest == HOST_PORT_MTU {
-        findings.push(Finding::warn(
-            "MTU",
-            found,
-            format!(
-                "keep to it: the host port takes no packets longer than {HOST_PORT_MTU} bytes, whatever \
-                 {wire} takes"
-            ),
-        ));
-    } else {
-        findings.push(Finding::ok("MTU", found));
-    }
+    findings.push(match buffers.limit(wire, mtu) {
+        Some(limit) => Finding::warn("MTU", found, limit),
+        None => Finding::ok("MTU", found),
+    });
     for link in links {
         let Kind::Geneve { ipv6 } = link.kind else {
             continue;
@@ -290,21 +284,27 @@ mod tests {
 
     /// The finding on the tunnel.
     fn mtu_of(wire: &Link, links: &[Link]) -> Finding {
-        let mut findings = mtu(wire, links);
+        let mut findings = mtu(wire, links, Buffers::One);
         assert_eq!(findings.len(), 2);
         assert_eq!(findings[0].level, Level::Ok);
         findings.remove(1)
     }
 
     #[test]
-    fn jumbo_frames_end_at_the_host_port() {
-        let findings = mtu(&link("eth1", 9000, Kind::Other), &[]);
-        assert_eq!(findings[0].level, Level::Warn);
-        assert!(
-            findings[0].found.contains("3448 over IPv4, 3428 over IPv6"),
-            "{}",
-            findings[0].found
-        );
+    fn jumbo_frames_need_a_kernel_that_has_them() {
+        let wire = link("eth1", 9000, Kind::Other);
+        for (buffers, level, room) in [
+            (Buffers::One, Level::Warn, "3448 over IPv4, 3428 over IPv6"),
+            (
+                Buffers::Several,
+                Level::Ok,
+                "8913 over IPv4, 8893 over IPv6",
+            ),
+        ] {
+            let findings = mtu(&wire, &[], buffers);
+            assert_eq!(findings[0].level, level);
+            assert!(findings[0].found.contains(room), "{}", findings[0].found);
+        }
     }
 
     #[test]

@@ -25,10 +25,10 @@ impl Port for HostPort {
     }
 
     #[inline]
-    fn queue(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn queue(&mut self, frame: Frame, pool: &mut Pool) -> Result<(), Frame> {
         match self {
-            Self::Veth(port) => port.queue(frame),
-            Self::Tap(port) => port.queue(frame),
+            Self::Veth(port) => port.queue(frame, pool),
+            Self::Tap(port) => port.queue(frame, pool),
         }
     }
 

@@ -35,7 +35,7 @@ impl Port for MemoryPort {
         count
     }
 
-    fn queue(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn queue(&mut self, frame: Frame, _pool: &mut Pool) -> Result<(), Frame> {
         if self
             .capacity
             .is_some_and(|capacity| self.queued.len() >= capacity)

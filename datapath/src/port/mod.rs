@@ -4,6 +4,7 @@
 pub mod host;
 pub mod memory;
 pub mod pcap;
+mod pieces;
 pub mod tap;
 pub mod xsk;
 
@@ -17,11 +18,11 @@ pub trait Port {
     /// kernel supplied with free ones, both from `pool`. Returns how many were received.
     fn receive(&mut self, pool: &mut Pool, batch: &mut Vec<Frame>, most: usize) -> usize;
 
-    /// Queues a frame for sending.
+    /// Queues a frame for sending. What that needs other frames for, comes from `pool`.
     ///
     /// # Errors
-    /// The frame, if the queue is full.
-    fn queue(&mut self, frame: Frame) -> Result<(), Frame>;
+    /// The frame, if the queue is full or `pool` has too few.
+    fn queue(&mut self, frame: Frame, pool: &mut Pool) -> Result<(), Frame>;
 
     /// Sends what is queued. Frames that were sent go back to `pool`, now or at a later call.
     fn flush(&mut self, pool: &mut Pool);
@@ -49,4 +50,6 @@ pub struct Losses {
     pub send: u64,
     /// Superpackets that contradict themselves, and segments that are too long for a frame.
     pub refused: u64,
+    /// Packets that are longer than the longest frame.
+    pub too_long: u64,
 }

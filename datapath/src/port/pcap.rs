@@ -200,7 +200,7 @@ impl Port for PcapPort {
         1
     }
 
-    fn queue(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn queue(&mut self, frame: Frame, _pool: &mut Pool) -> Result<(), Frame> {
         self.queued.push(frame);
         Ok(())
     }
@@ -235,7 +235,7 @@ mod tests {
         let mut port = PcapPort::writing(&path, &clock).unwrap();
         let mut frame = pool.take().unwrap();
         frame.write(&long).unwrap();
-        port.queue(frame).unwrap();
+        port.queue(frame, &mut pool).unwrap();
         port.flush(&mut pool);
         port.finish().unwrap();
 

@@ -142,7 +142,7 @@ impl TapPort {
         let segments = packet.segments(held.longest);
         if std::mem::take(&mut held.unfit)
             && let Some(segment) = segments.get(0)
-            && let Some(mut frame) = pool.take()
+            && let Some(mut frame) = pool.take_for(segment.len())
         {
             let tells = write(&segment, &mut frame) && tell(&mut frame, self.lengths.fits);
             if tells && self.queued.len() < QUEUE {
@@ -157,7 +157,9 @@ impl TapPort {
                 self.held = None;
                 break;
             };
-            let Some(mut frame) = pool.take() else { break };
+            let Some(mut frame) = pool.take_for(segment.len()) else {
+                break;
+            };
             held.next += 1;
             if write(&segment, &mut frame) {
                 batch.push(frame);
@@ -247,7 +249,7 @@ impl Port for TapPort {
         count
     }
 
-    fn queue(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn queue(&mut self, frame: Frame, _pool: &mut Pool) -> Result<(), Frame> {
         if self.queued.len() == QUEUE {
             return Err(frame);
         }

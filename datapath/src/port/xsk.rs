@@ -1,11 +1,13 @@
 //! AF_XDP ports on xsk-rs: a worker's sockets on one UMEM, so that a frame is sent from where it was
 //! received.
 //!
-//! Two properties of what lies below shape this file:
+//! Three properties of what lies below shape this file:
 //!
 //! - A descriptor of xsk-rs cannot be told where the packet starts: it is made with the UMEM, for the
 //!   position that receiving gives. As ESP moves that start by a few bytes, [`Descriptors`] makes a set
 //!   for each distance, from short-lived UMEMs of other headrooms.
+//! - A packet that is longer than a chunk comes in several, and goes in several, each with a descriptor
+//!   ([`Buffers::Several`]). In between it is in one long frame: it is copied on both ways.
 //! - Sockets that share a UMEM share its mode: the kernel binds the second in the mode of the first. A
 //!   zero-copy NIC beside a veth is therefore bound in copy mode, and the port says so.
 #![expect(unsafe_code, reason = "rings shared with the kernel")]
@@ -27,13 +29,24 @@ use xsk_rs::config::{
 };
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
+use super::pieces::{Gather, scatter};
 use super::{Losses, Port};
-use crate::frame::{CHUNK, Frame, HEADROOM, Pool, USER_HEADROOM};
+use crate::frame::{CHUNK, Frame, HEADROOM, LONG, PIECE, Pool, USER_HEADROOM};
+use crate::lengths::Buffers;
 
 /// Length of each ring in descriptors.
 const RING: u32 = 2048;
 /// Frames that a socket needs: its RX and TX rings full.
 const FRAMES_PER_SOCKET: u32 = 2 * RING;
+/// The same for packets in several: what is sent is in other frames than what was received, which the fill ring wants back.
+const FRAMES_FOR_SEVERAL: u32 = 3 * RING;
+/// Long frames of a worker: a batch, what a TAP sends at once, the datagrams of both tables of fragments, and some.
+const LONG_FRAMES: u32 = 512;
+/// In the options of a descriptor: the packet goes on in the next one.
+const CONTINUED: u32 = libc::XDP_PKT_CONTD;
+/// Descriptors that the kernel takes for one packet.
+const MOST_PIECES: usize = 17;
+const _: () = assert!((LONG as usize).div_ceil(PIECE) <= MOST_PIECES);
 /// System calls that one flush may make: copy mode sends 32 frames a call.
 const MAX_KICKS: u32 = RING / 32;
 /// Descriptors taken from a ring at once.
@@ -71,10 +84,12 @@ pub struct Memory {
     umem: Umem,
     descriptors: Arc<Descriptors>,
     mode: Mode,
+    buffers: Buffers,
 }
 
 impl Memory {
-    /// Memory for `sockets` sockets, and the pool of its frames; sockets are bound in `mode`.
+    /// Memory for `sockets` sockets, and the pool of its frames; sockets are bound in `mode`, for packets in so many
+    /// `buffers`. The pool has no long frames yet: see [`Memory::keep`].
     ///
     /// # Errors
     /// The kernel refused the UMEM.
@@ -82,9 +97,13 @@ impl Memory {
     /// # Safety
     /// No frame of the pool is touched after this memory and its ports are gone, unless [`Memory::keep`] was
     /// called.
-    pub unsafe fn new(sockets: u32, mode: Mode) -> Result<(Self, Pool)> {
-        let frames = NonZeroU32::new(sockets * FRAMES_PER_SOCKET)
-            .context("a worker without sockets needs no memory")?;
+    pub unsafe fn new(sockets: u32, mode: Mode, buffers: Buffers) -> Result<(Self, Pool)> {
+        let each = match buffers {
+            Buffers::One => FRAMES_PER_SOCKET,
+            Buffers::Several => FRAMES_FOR_SEVERAL,
+        };
+        let frames =
+            NonZeroU32::new(sockets * each).context("a worker without sockets needs no memory")?;
         let (umem, mut at) = make_umem(frames, USER_HEADROOM)?;
         let first = at.first_mut().context("an UMEM without frames")?;
         // SAFETY: nobody has the frame yet; the pointer is used only for its address.
@@ -100,6 +119,7 @@ impl Memory {
                 umem,
                 descriptors,
                 mode,
+                buffers,
             },
             pool,
         ))
@@ -107,8 +127,12 @@ impl Memory {
 }
 
 impl Memory {
-    /// Leaves the memory mapped until the process ends, and with it the first socket of the UMEM.
-    pub fn keep(self) {
+    /// Leaves the memory mapped until the process ends, and with it the first socket of the UMEM. `pool` gets its long frames,
+    /// which are never freed.
+    pub fn keep(self, pool: &mut Pool) {
+        if self.buffers == Buffers::Several {
+            pool.add_long(LONG_FRAMES, LONG);
+        }
         std::mem::forget(self.umem);
     }
 }
@@ -194,6 +218,14 @@ impl Descriptors {
     }
 }
 
+/// Says how long the packet of a descriptor is, whose frame is ours.
+#[inline]
+fn set_length(umem: &Umem, descriptor: &mut FrameDesc, length: usize) {
+    // SAFETY: the frame of the descriptor is ours alone until it is produced.
+    let mut data = unsafe { umem.data_mut(descriptor) };
+    data.cursor().set_pos(length);
+}
+
 /// One AF_XDP socket: a queue of an interface.
 pub struct XskPort {
     umem: Umem,
@@ -204,6 +236,8 @@ pub struct XskPort {
     completion: CompQueue,
     scratch: Box<[FrameDesc; SCRATCH]>,
     queued: Vec<FrameDesc>,
+    /// Puts together what comes in several chunks, if that may be.
+    gather: Option<Gather>,
     /// Frames with the kernel for sending.
     sending: u32,
     refused: u64,
@@ -216,15 +250,19 @@ impl XskPort {
     /// # Errors
     /// The kernel refused; with zero-copy, most often as driver or UMEM cannot do it.
     pub fn open(memory: &Memory, interface: &str, queue: u32) -> Result<Self> {
-        let flag = match memory.mode {
+        let mode = match memory.mode {
             Mode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
             Mode::Copy => BindFlags::XDP_COPY,
+        };
+        let (several, gather) = match memory.buffers {
+            Buffers::One => (BindFlags::empty(), None),
+            Buffers::Several => (BindFlags::XDP_USE_SG, Some(Gather::default())),
         };
         let config = SocketConfig::builder()
             .rx_queue_size(QueueSize::new(RING)?)
             .tx_queue_size(QueueSize::new(RING)?)
             .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-            .bind_flags(flag | BindFlags::XDP_USE_NEED_WAKEUP)
+            .bind_flags(mode | several | BindFlags::XDP_USE_NEED_WAKEUP)
             .build();
         let name: Interface = interface.parse().context("interface name")?;
         // SAFETY: libxdp loads no program (the flag above), which is what the contract asks for.
@@ -247,6 +285,7 @@ impl XskPort {
             completion,
             scratch: Box::new([FrameDesc::default(); SCRATCH]),
             queued: Vec::with_capacity(RING as usize),
+            gather,
             sending: 0,
             refused: 0,
             busy_poll: false,
@@ -370,6 +409,20 @@ impl XskPort {
             }
         }
     }
+
+    /// Queues what is in a long frame in as many chunks as it takes, all or nothing.
+    #[inline(never)]
+    fn queue_pieces(&mut self, frame: Frame, pool: &mut Pool) -> Result<(), Frame> {
+        let room = RING as usize - self.sending as usize - self.queued.len();
+        scatter(frame, room, pool, |piece, more| {
+            // Every chunk has one for its headroom.
+            if let Some(mut descriptor) = self.descriptors.get(piece.index(), HEADROOM) {
+                set_length(&self.umem, &mut descriptor, piece.len());
+                descriptor.set_options(if more { CONTINUED } else { 0 });
+                self.queued.push(descriptor);
+            }
+        })
+    }
 }
 
 impl Port for XskPort {
@@ -381,23 +434,33 @@ impl Port for XskPort {
         }
         // SAFETY: `scratch` is written only.
         let count = unsafe { self.rx.consume(&mut self.scratch[..most]) };
+        let before = batch.len();
         for descriptor in &self.scratch[..count] {
             let chunk = CHUNK as usize;
             let (index, offset) = (descriptor.addr() / chunk, descriptor.addr() % chunk);
             let length = descriptor.lengths().data();
             // SAFETY: the RX ring says that the kernel has filled the frame and is done with it.
             let frame = unsafe { pool.reclaim(index as u32, offset, length) };
-            batch.extend(frame);
+            match (&mut self.gather, frame) {
+                (None, frame) => batch.extend(frame),
+                (Some(gather), Some(piece)) => {
+                    batch.extend(gather.add(piece, descriptor.has_more_frames(), pool));
+                }
+                (Some(_), None) => {}
+            }
         }
         self.refill(pool);
-        count
+        batch.len() - before
     }
 
-    fn queue(&mut self, mut frame: Frame) -> Result<(), Frame> {
+    fn queue(&mut self, mut frame: Frame, pool: &mut Pool) -> Result<(), Frame> {
         if self.sending as usize + self.queued.len() >= RING as usize {
             return Err(frame);
         }
         let mut descriptor = self.descriptors.get(frame.index(), frame.start());
+        if descriptor.is_none() && pool.is_long(&frame) {
+            return self.queue_pieces(frame, pool);
+        }
         if descriptor.is_none() && frame.move_to(HEADROOM) {
             // A driver that places packets its own way, and so one that no descriptor points at.
             descriptor = self.descriptors.get(frame.index(), HEADROOM);
@@ -405,10 +468,7 @@ impl Port for XskPort {
         let Some(mut descriptor) = descriptor else {
             return Err(frame);
         };
-        let length = frame.len();
-        // SAFETY: the descriptor is of this frame, which is ours alone until it is produced.
-        let mut data = unsafe { self.umem.data_mut(&mut descriptor) };
-        data.cursor().set_pos(length);
+        set_length(&self.umem, &mut descriptor, frame.len());
         self.queued.push(descriptor);
         // The chunk is the kernel's from here; `reclaim` makes a frame of it again.
         drop(frame);
@@ -449,10 +509,12 @@ impl Port for XskPort {
         let Ok(statistics) = self.rx.fd().xdp_statistics() else {
             return Losses::default();
         };
+        let no_frame = self.gather.as_ref().map_or(0, |gather| gather.no_frame);
         Losses {
-            receive: statistics.rx_dropped() + statistics.rx_ring_full(),
+            receive: statistics.rx_dropped() + statistics.rx_ring_full() + no_frame,
             send: statistics.tx_invalid_descs() + self.refused,
             refused: 0,
+            too_long: self.gather.as_ref().map_or(0, |gather| gather.too_long),
         }
     }
 }

@@ -111,7 +111,8 @@ impl<F: Frame> Fragmenter<F> {
             let last = headers.transport + offset + data.len() == packet.len();
             let header = cuts.header(offset, data.len(), last)?;
             let header = &header[..cuts.header_length];
-            let mut target = supply.take().ok_or(Error::NoFrame)?;
+            let length = ethernet.len() + header.len() + data.len();
+            let mut target = supply.take(length).ok_or(Error::NoFrame)?;
             let written = write(&mut target, &[ethernet, header, data]);
             self.later.push(target);
             written.ok_or(Error::NoFrame)?;

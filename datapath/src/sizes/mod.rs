@@ -28,10 +28,14 @@ const OFFSET: u16 = 0x1fff;
 
 /// Where free frames come from and go back to.
 pub trait Supply<F> {
-    /// Takes a free frame; its bounds mean nothing.
-    fn take(&mut self) -> Option<F>;
+    /// Takes a free frame for a packet of `length` bytes; its bounds mean nothing.
+    fn take(&mut self, length: usize) -> Option<F>;
     /// Gives a frame back that was not used.
     fn give(&mut self, frame: F);
+    /// The same packet in the longest frame that can be had.
+    fn lengthen(&mut self, frame: F) -> F {
+        frame
+    }
 }
 
 /// The packet in `frame`; empty if its bounds are not within its chunk.

@@ -194,7 +194,7 @@ impl Stock {
 }
 
 impl Supply<HeapFrame> for Stock {
-    fn take(&mut self) -> Option<HeapFrame> {
+    fn take(&mut self, _length: usize) -> Option<HeapFrame> {
         self.free.pop()
     }
 

@@ -18,6 +18,7 @@ use aya::programs::{SchedClassifier, TcAttachType, Xdp as XdpProgram, tc};
 use log::{info, warn};
 use nix::net::if_::{if_nameindex, if_nametoindex};
 
+use crate::lengths::Buffers;
 use crate::settings::Xdp;
 
 /// The programs, as their pins' names begin.
@@ -31,18 +32,50 @@ const TCX: &str = "tcx";
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0x6081, 1);
 
+/// An XDP program: its name in pins, and its name in the object.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    name: &'static str,
+    program: &'static str,
+}
+
+impl Kind {
+    /// What stands on the NIC. Packets in several buffers need a program that says that it knows of them; where there are none,
+    /// the kernel is not asked for it, as drivers make more of it than the flag.
+    pub(super) const fn wire(buffers: Buffers) -> Self {
+        Self {
+            name: "wire",
+            program: match buffers {
+                Buffers::One => "wire",
+                Buffers::Several => "wire_frags",
+            },
+        }
+    }
+
+    /// The same on the inner end of the host port.
+    pub(super) const fn host(buffers: Buffers) -> Self {
+        Self {
+            name: "host",
+            program: match buffers {
+                Buffers::One => "host",
+                Buffers::Several => "host_frags",
+            },
+        }
+    }
+}
+
 /// Attaches an XDP program and pins its link. Returns the mode: `native` or `generic`.
 pub(super) fn xdp(
     programs: &mut Ebpf,
-    name: &str,
+    Kind { name, program }: Kind,
     interface: &str,
     choice: Xdp,
     pins: &Path,
 ) -> Result<&'static str> {
     let index = if_nametoindex(interface).with_context(|| format!("interface {interface}"))?;
     let program: &mut XdpProgram = programs
-        .program_mut(name)
-        .with_context(|| format!("no eBPF program {name}"))?
+        .program_mut(program)
+        .with_context(|| format!("no eBPF program {program}"))?
         .try_into()?;
     program
         .load()

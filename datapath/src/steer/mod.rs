@@ -23,6 +23,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::guard::Guarded;
+use crate::lengths::Buffers;
 use crate::settings::Xdp;
 
 /// What to attach where.
@@ -38,6 +39,8 @@ pub struct SteeringConfig {
     pub pins: PathBuf,
     /// XDP mode of the NIC.
     pub xdp: Xdp,
+    /// In how many buffers a packet may be.
+    pub buffers: Buffers,
 }
 
 impl SteeringConfig {
@@ -100,14 +103,18 @@ impl Steering {
 
         let pins = &config.pins;
         let host = match &config.host_inner {
-            Some(inner) => attach::xdp(&mut programs, "host", inner, Xdp::Native, pins)?,
+            Some(inner) => {
+                let kind = attach::Kind::host(config.buffers);
+                attach::xdp(&mut programs, kind, inner, Xdp::Native, pins)?
+            }
             None => {
                 // That of a veth pair that was there before went with it.
                 attach::give_up(pins, "host")?;
                 "none"
             }
         };
-        let wire = attach::xdp(&mut programs, "wire", &config.wire, config.xdp, pins)?;
+        let kind = attach::Kind::wire(config.buffers);
+        let wire = attach::xdp(&mut programs, kind, &config.wire, config.xdp, pins)?;
         attach::egress(&mut programs, &config.wire, pins)?;
         Ok(Self {
             spis: take(&mut programs, "SPIS")?,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use culvert_datapath::frame::Pool;
+use culvert_datapath::frame::{CHUNK, LONG, Pool};
 use culvert_datapath::port::memory::MemoryPort;
 use culvert_datapath::tables::Database;
 use culvert_datapath::worker::{Handle, Mtu, Worker};
@@ -167,6 +167,28 @@ pub(crate) fn wide_worker(update: Update) -> (MemoryWorker, Handle) {
     (worker, handle)
 }
 
+/// As [`worker_with`], between ports of MTU 9000 with frames of one chunk and long ones.
+pub(crate) fn jumbo_worker(update: Update) -> (MemoryWorker, Handle) {
+    let database = Database::new(Choice::default())
+        .updated(update, heap_words)
+        .unwrap();
+    let mtu = Mtu {
+        wire: 9000,
+        host: 9000,
+    };
+    let mut pool = Pool::on_heap(256, CHUNK);
+    pool.add_long(64, LONG);
+    let (worker, handle) = Worker::new(
+        vec![MemoryPort::default()],
+        MemoryPort::default(),
+        mtu,
+        pool,
+    )
+    .unwrap();
+    handle.publish(Arc::new(database.snapshot()));
+    (worker, handle)
+}
+
 pub(crate) fn worker_without_tables() -> (MemoryWorker, Handle) {
     Worker::new(
         vec![MemoryPort::default()],
@@ -190,7 +212,7 @@ pub(crate) struct Out {
 /// A turn of the worker with `frame` at one side.
 pub(crate) fn turn(worker: &mut MemoryWorker, from_host: bool, frame: &[u8]) -> Out {
     let (wire, host, pool) = worker.parts();
-    let mut f = pool.take().unwrap();
+    let mut f = pool.take_for(frame.len()).unwrap();
     f.write(frame).unwrap();
     let arriving = if from_host {
         &mut host.arriving

@@ -231,3 +231,77 @@ fn over_ipv6_esp_covers_options_for_the_receiver() {
         assert_eq!(through_inbound(&mut b, &sealed), Some(clear));
     }
 }
+
+#[test]
+fn long_packets_are_sealed_and_opened_as_any_other() {
+    for kind in Kind::all() {
+        let (mut a, _) = jumbo_worker(update(kind, false));
+        let (mut b, _) = jumbo_worker(update(kind, true));
+        for payload in [100, 3500, 3700, 3800, 8800] {
+            let clear = geneve(kind, payload, 0);
+            let out = turn(&mut a, true, &clear);
+            let [sealed] = &out.wire[..] else {
+                panic!("{kind:?} {payload}: {out:?}")
+            };
+            let came = turn(&mut b, false, sealed).host;
+            assert!(came == [clear], "{kind:?} {payload}: {} came", came.len());
+        }
+        for worker in [&mut a, &mut b] {
+            let pool = worker.parts().2;
+            assert_eq!((pool.free(), pool.free_long()), (256, 64), "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn long_datagrams_come_together_from_short_and_long_fragments() {
+    for kind in Kind::all().filter(|kind| !kind.v6) {
+        let (mut a, _) = jumbo_worker(update(kind, false));
+        let (mut b, at_b) = jumbo_worker(update(kind, true));
+        // Sealed too long for the wire: it goes in two, of which the first is long.
+        let clear = fragmentable(geneve(kind, 8960, 0));
+        let fragments = turn(&mut a, true, &clear).wire;
+        assert_eq!(fragments.len(), 2, "{kind:?}");
+        let came: Vec<_> = fragments
+            .iter()
+            .rev()
+            .flat_map(|fragment| turn(&mut b, false, fragment).host)
+            .collect();
+        assert!(came == [clear], "{kind:?}: {} came", came.len());
+        // A router between has cut it into what fits one chunk each.
+        let mut clear = fragmentable(geneve(kind, 8000, 0));
+        clear[18..20].copy_from_slice(&[1, 2]);
+        let clear = fragmentable(clear);
+        let [sealed] = &turn(&mut a, true, &clear).wire[..] else {
+            panic!("{kind:?}")
+        };
+        let end = sealed.len() - 34;
+        let mut came = Vec::new();
+        for at in (0..end).step_by(1480) {
+            let last = at + 1480 >= end;
+            let [high, low] = u16::try_from(at / 8).unwrap().to_be_bytes();
+            let flags = [if last { high } else { high | 0x20 }, low];
+            let fragment = piece(sealed, at..end.min(at + 1480), flags);
+            came.extend(turn(&mut b, false, &fragment).host);
+        }
+        assert!(came == [clear], "{kind:?}: {} came", came.len());
+        assert_eq!(at_b.counters().dropped(DropReason::FragmentTooLarge), 0);
+        let pool = b.parts().2;
+        assert_eq!((pool.free(), pool.free_long()), (256, 64), "{kind:?}");
+    }
+}
+
+#[test]
+fn tfc_padding_keeps_to_the_frame() {
+    let kind = Kind::default();
+    let mut padded = update(kind, false);
+    padded.add_sas[0].tfc = 8000;
+    let (mut a, _) = jumbo_worker(padded);
+    let (mut b, _) = jumbo_worker(update(kind, true));
+    for payload in [10, 1400, 3500, 5000] {
+        let clear = geneve(kind, payload, 0);
+        let sealed = turn(&mut a, true, &clear).wire.pop().unwrap();
+        assert!(sealed.len() > 3700, "{payload}: {}", sealed.len());
+        assert_eq!(turn(&mut b, false, &sealed).host, [clear], "{payload}");
+    }
+}

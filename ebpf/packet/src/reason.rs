@@ -39,6 +39,7 @@ reasons! {
     EgressMalformed, "egress_malformed", "headers to a protected peer that cannot be walked to the transport header";
     // At the AF_XDP sockets.
     RxOverflow, "rx_overflow", "the worker was too slow: no free frame, or its RX ring or queue of the TAP was full";
+    FrameTooLong, "frame_too_long", "longer than a frame takes, which is 16,000 bytes of IP packet; lower the MTU";
     // At the TAP.
     SuperpacketRefused, "superpacket_refused", "from the host port: the packet contradicts the header that the kernel gave with it, or is too long for a frame";
     // In the worker, both directions.

@@ -79,11 +79,35 @@ fn protects(remote: Address) -> bool {
     guard(remote).is_some()
 }
 
-/// On the NIC: ESP under a known SPI goes to the workers; Geneve in clear from a peer is dropped, unless a policy may
-/// let it in, which the workers look at.
+/// On the NIC, for packets in one buffer.
 #[xdp]
 pub fn wire(ctx: XdpContext) -> u32 {
-    let packet = Xdp(&ctx);
+    from_wire(&ctx)
+}
+
+/// On the NIC, for packets that may be in several: headers are in the first.
+#[xdp(frags)]
+pub fn wire_frags(ctx: XdpContext) -> u32 {
+    from_wire(&ctx)
+}
+
+/// On the inner end of the host port, for packets in one buffer.
+#[xdp]
+pub fn host(ctx: XdpContext) -> u32 {
+    from_host(&ctx)
+}
+
+/// The same for packets that may be in several.
+#[xdp(frags)]
+pub fn host_frags(ctx: XdpContext) -> u32 {
+    from_host(&ctx)
+}
+
+/// On the NIC: ESP under a known SPI goes to the workers; Geneve in clear from a peer is dropped, unless a policy may
+/// let it in, which the workers look at.
+#[inline(always)]
+fn from_wire(ctx: &XdpContext) -> u32 {
+    let packet = Xdp(ctx);
     let headers = match headers::walk(&packet) {
         Ok(headers) => headers,
         Err(Stop::NotIp) => return xdp_action::XDP_PASS,
@@ -96,9 +120,9 @@ pub fn wire(ctx: XdpContext) -> u32 {
             count(DropReason::ReservedSpi);
             xdp_action::XDP_DROP
         }
-        Kind::Esp(spi) | Kind::EspInUdp(spi) => esp_from_wire(&ctx, &headers, spi),
-        Kind::Geneve => clear_from_wire(&ctx, &headers),
-        Kind::LaterFragment => later_from_wire(&ctx, &headers),
+        Kind::Esp(spi) | Kind::EspInUdp(spi) => esp_from_wire(ctx, &headers, spi),
+        Kind::Geneve => clear_from_wire(ctx, &headers),
+        Kind::LaterFragment => later_from_wire(ctx, &headers),
         Kind::NatKeepalive if protects(headers.source) => {
             count(DropReason::NatKeepalive);
             xdp_action::XDP_DROP
@@ -185,14 +209,14 @@ fn malformed_from_wire(packet: &Xdp<'_>) -> u32 {
 
 /// On the inner end of the host port: Geneve goes to the workers, and so do later fragments, as `egress` sends here
 /// only those of Geneve.
-#[xdp]
-pub fn host(ctx: XdpContext) -> u32 {
-    let packet = Xdp(&ctx);
+#[inline(always)]
+fn from_host(ctx: &XdpContext) -> u32 {
+    let packet = Xdp(ctx);
     let Ok(headers) = headers::walk(&packet) else {
         return xdp_action::XDP_PASS;
     };
     match headers::classify(&packet, &headers) {
-        Kind::Geneve | Kind::LaterFragment => to_socket(&HOST_SOCKETS, &ctx),
+        Kind::Geneve | Kind::LaterFragment => to_socket(&HOST_SOCKETS, ctx),
         _ => xdp_action::XDP_PASS,
     }
 }

@@ -96,10 +96,8 @@ impl Lab {
         if let Some(geneve) = &mut side.geneve {
             // Its host port may be a new one.
             let pins = folder.join("lab-bpf");
-            if !pins.join(format!("decap-{HOST_PORT}")).exists() {
-                let namespace = side.namespace.clone();
-                namespace.within(|| geneve.decap_on(HOST_PORT, &pins))?;
-            }
+            let namespace = side.namespace.clone();
+            namespace.within(|| geneve.decap_on(HOST_PORT, &pins))?;
         }
         Ok(())
     }

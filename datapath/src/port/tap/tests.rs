@@ -232,7 +232,7 @@ fn send(port: &mut TapPort, pool: &mut Pool, authenticated: bool) {
         let mut frame = pool.take().unwrap();
         frame.write(&bytes).unwrap();
         frame.set_authenticated(authenticated);
-        port.queue(frame).unwrap();
+        port.queue(frame, pool).unwrap();
     }
     port.flush(pool);
 }
