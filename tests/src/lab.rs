@@ -14,7 +14,7 @@ use culvert_proto::sa::Cipher;
 use culvert_proto::status::{DatapathStatus, KeymgrStatus};
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
 
-use crate::geneve::Fixture;
+use crate::geneve::{Fixture, VNI};
 use crate::keys::{Generation, keymgr_config, write_private};
 use crate::netns::{Home, Namespace, run};
 use crate::wire;
@@ -259,13 +259,22 @@ impl Side {
         }
         wire::silence(&namespace)?;
         if plan.watched {
-            namespace.ip(&link(plan, number, &format!("{letter}0 netns {}", underlay.name())))?;
+            namespace.ip(&link(
+                plan,
+                number,
+                &format!("{letter}0 netns {}", underlay.name()),
+            ))?;
             underlay.ip(&format!(
                 "link set {letter}0 mtu {} master br0 up",
                 plan.mtu
             ))?;
         } else if number == 1 {
-            let peer = format!("{WIRE} mtu {} address {} netns {}", plan.mtu, outer_mac(0), home.name("-a"));
+            let peer = format!(
+                "{WIRE} mtu {} address {} netns {}",
+                plan.mtu,
+                outer_mac(0),
+                home.name("-a")
+            );
             namespace.ip(&link(plan, number, &peer))?;
         }
         let outer = if plan.ipv6 {
@@ -289,8 +298,10 @@ impl Side {
     fn plug_in(&self, number: usize) -> Result<()> {
         let host = number + 1;
         self.namespace.ip(&format!("link set {WIRE} up"))?;
-        self.namespace.ip(&format!("address add 192.0.2.{host}/24 dev {WIRE}"))?;
-        self.namespace.ip(&format!("address add 2001:db8::{host}/64 dev {WIRE} nodad"))?;
+        self.namespace
+            .ip(&format!("address add 192.0.2.{host}/24 dev {WIRE}"))?;
+        self.namespace
+            .ip(&format!("address add 2001:db8::{host}/64 dev {WIRE} nodad"))?;
         let (other, mac) = (2 - number, outer_mac(1 - number));
         self.namespace.ip(&format!(
             "neigh add 192.0.2.{other} lladdr {mac} dev {WIRE}"
@@ -311,7 +322,7 @@ impl Side {
     ) -> Result<bool> {
         let mac = inner_mac(number);
         let kernel = self.namespace.ip(&format!(
-            "link add {TUNNEL} address {mac} type geneve id 77 remote {remote} dstport 6081 df {}",
+            "link add {TUNNEL} address {mac} type geneve id {VNI} remote {remote} dstport 6081 df {}",
             if plan.dont_fragment { "set" } else { "unset" }
         ));
         if kernel.is_err() {
