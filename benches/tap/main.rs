@@ -23,11 +23,15 @@ use ring::Ring;
 /// Packets of a batch, and how often it is read by each way.
 const BATCHES: [(usize, usize); 4] = [(1, 4000), (2, 2000), (8, 600), (32, 200)];
 const MOST: usize = 32;
+/// Bytes of a port's buffer: the longest packet, with Ethernet's and the vnet header.
+const HEAP: usize = 65_535 + 32 + 24;
 
 /// All that is read to and written from.
 struct Bench {
     queue: File,
     length: usize,
+    /// As a worker's port has it.
+    heap: Box<[u8]>,
     ordinary: Memory,
     huge: Memory,
     ring: Ring,
@@ -39,7 +43,12 @@ struct Bench {
 /// A way of reading or writing a batch of so many.
 type Way = (&'static str, fn(&mut Bench, usize));
 
-const READS: [Way; 10] = [
+const READS: [Way; 11] = [
+    ("read, buffer of the heap", |bench, count| {
+        for _ in 0..count {
+            read(&bench.queue, &mut bench.heap, bench.length);
+        }
+    }),
     ("read, one buffer", |bench, count| {
         for _ in 0..count {
             read(&bench.queue, bench.ordinary.buffer(0), bench.length);
@@ -130,6 +139,7 @@ fn main() {
         length: device.length(),
         parts: device.joined(),
         queue,
+        heap: vec![1; HEAP].into(),
         ordinary,
         huge,
     };
