@@ -52,12 +52,20 @@ fn iperf(record: Record) -> Result<Iperf> {
     }
 }
 
-/// Labs but those of `own`.
+/// Whether a lab's process is still there: then somebody else is at work on this machine.
+fn in_use(name: &str) -> bool {
+    let pid = name
+        .strip_prefix("cv")
+        .and_then(|rest| rest.split('x').next());
+    pid.is_some_and(|pid| Path::new("/proc").join(pid).exists())
+}
+
+/// Labs that were left, but those of `own`.
 fn labs(own: &[&Lab]) -> Vec<String> {
     let names = fs::read_dir(ROOT).into_iter().flatten().flatten();
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let owns = |name: &String| own.iter().any(|lab| lab.home.path().ends_with(name));
-    names.filter(|name| !owns(name)).collect()
+    names.filter(|name| !owns(name) && !in_use(name)).collect()
 }
 
 fn bench_keeps_what_it_measures() -> Result<()> {
