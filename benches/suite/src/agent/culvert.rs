@@ -152,8 +152,7 @@ fn keys(setup: &Setup) -> Result<String> {
         // What is guarded passes by the workers, also what a policy lets go in clear.
         write!(
             text,
-            "[[policy]]\n{ends}vni = [{}]\naction = \"bypass\"\n[[policy]]\n{ends}action = \"discard\"\n",
-            VNI
+            "[[policy]]\n{ends}vni = [{VNI}]\naction = \"bypass\"\n[[policy]]\n{ends}action = \"discard\"\n"
         )?;
         return Ok(text);
     }

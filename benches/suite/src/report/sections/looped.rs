@@ -28,7 +28,7 @@ pub(super) fn blocks(input: &Input) -> Vec<Block> {
     if !blocks.is_empty() {
         let text = "TCP from one hypervisor to the other, by TAPs as host ports, with the workers of both in one process and memory in the \
                     place of the wire: packets are sealed, opened and handed back, but nothing is spent on a wire. Beside it the same with \
-                    policies that bypass, so without ESP.";
+                    policies that bypass, so without ESP. What a core of the workers makes depends less on who else is on the machine.";
         blocks.insert(0, Block::Text(text.to_owned()));
     }
     blocks
@@ -39,6 +39,7 @@ fn table(looped: &Loop) -> Table {
         "",
         "Gbit/s",
         "of that without ESP",
+        "Gbit/s of a worker's core",
         "cores of the workers",
         "of the machine",
         "packets of a superpacket, out",
@@ -73,6 +74,7 @@ fn table(looped: &Loop) -> Table {
             format!("{load}: {side}{cipher}"),
             text(|round| Some(round.gbit_per_s)),
             part,
+            text(|round| Some(round.gbit_per_s / workers(round)?)),
             text(workers),
             text(|round| round.cores.get("machine").copied()),
             text(|round| Some(round.superpackets?.cut)),
@@ -86,12 +88,10 @@ fn spread(series: &Series, of: impl Fn(&Round) -> Option<f64>) -> Option<Spread>
     Spread::of(series.rounds.iter().filter_map(of))
 }
 
-/// Cores that the workers' threads kept busy together.
+/// Cores that the workers' threads kept busy together, if they were seen to.
 fn workers(round: &Round) -> Option<f64> {
     let of = round.cores.iter();
-    Some(
-        of.filter(|(name, _)| name.starts_with("worker"))
-            .map(|(_, cores)| cores)
-            .sum(),
-    )
+    let of = of.filter(|(name, _)| name.starts_with("worker"));
+    let sum: f64 = of.map(|(_, cores)| cores).sum();
+    (sum > 0.0).then_some(sum)
 }

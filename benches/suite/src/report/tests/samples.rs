@@ -181,6 +181,7 @@ fn round(side: &str, rate: f64, bytes: Option<f64>, place: Place, number: u8) ->
             geneve: if sealed { 0 } else { 100_000 },
             other: 0,
         },
+        superpackets: None,
         instructions_per_byte: (place == Place::Guest).then_some(60.0 / rate * wobble),
     }
 }
