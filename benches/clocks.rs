@@ -60,7 +60,17 @@ impl Clocks {
     /// Nothing was measured.
     #[must_use]
     pub fn median(&mut self) -> f64 {
+        self.quantile(0.5)
+    }
+
+    /// What that part of all, from 0 to 1, is below.
+    ///
+    /// # Panics
+    /// Nothing was measured.
+    #[must_use]
+    pub fn quantile(&mut self, part: f64) -> f64 {
         self.samples.sort_by(f64::total_cmp);
-        self.samples[self.samples.len() / 2]
+        let at = (self.samples.len() as f64 * part) as usize;
+        self.samples[at.min(self.samples.len() - 1)]
     }
 }

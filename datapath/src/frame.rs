@@ -239,7 +239,10 @@ impl Pool {
         pool
     }
 
-    /// Adds `frames` long frames of `size` bytes, on the heap, which is never freed. Once, and longer than a chunk.
+    /// Adds `frames` long frames of `size` bytes, on the heap, which is never freed.
+    ///
+    /// # Panics
+    /// There are some, or they are no longer than a chunk.
     pub fn add_long(&mut self, frames: u32, size: u32) {
         assert!(
             self.long == 0 && size > self.chunk,

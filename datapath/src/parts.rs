@@ -4,7 +4,6 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use culvert_esp::{MAX_HEADROOM, MAX_TAILROOM};
 use culvert_gso::vnet::Layout;
 use culvert_proto::status::PortStatus;
 use log::info;
@@ -18,11 +17,6 @@ use crate::port::host::HostPort as HostQueue;
 use crate::port::tap::{Lengths, TapPort};
 use crate::port::xsk::{Memory, Mode, XskPort};
 use crate::steer::{Role, Steering};
-
-/// Ethernet's header, without VLAN tags.
-const ETHERNET: usize = 14;
-/// Two of those.
-const VLAN_TAGS: usize = 8;
 
 /// What a worker is made of.
 pub(crate) struct Part {
@@ -80,11 +74,7 @@ pub(crate) fn open_ports(
     for port in wires.filter(|_| wanted.busy_poll) {
         port.prefer_busy_poll()?;
     }
-    let most = ETHERNET + wire.mtu.min(wanted.buffers.longest()) as usize;
-    let lengths = Lengths {
-        most: most + VLAN_TAGS,
-        fits: most.saturating_sub(MAX_HEADROOM + MAX_TAILROOM),
-    };
+    let lengths = Lengths::of_wire(wire.mtu.min(wanted.buffers.longest()) as usize);
     let (queues, layout) = match host {
         HostPort::Veth => (Vec::new(), Layout::V1),
         HostPort::Tap(tap) => (tap.queues, tap.layout),

@@ -13,6 +13,9 @@ use culvert_packet::headers::{Address, mapped};
 use culvert_packet::maps::GeneveSettings;
 use nix::net::if_::if_nametoindex;
 
+/// The VNI of the lab's tunnels.
+pub const VNI: u32 = 77;
+
 /// An address as eBPF sees it.
 fn address(ip: IpAddr) -> Address {
     match ip {
@@ -51,7 +54,7 @@ impl Fixture {
                 remote: address(remote),
                 underlay: if_nametoindex(underlay)?,
                 tunnel: if_nametoindex(tunnel)?,
-                vni: 77,
+                vni: VNI,
                 v6: u32::from(local.is_ipv6()),
                 fragmentable: u32::from(!dont_fragment),
             },

@@ -15,7 +15,7 @@ use culvert_proto::sa::Cipher;
 use culvert_proto::status::{DatapathStatus, KeymgrStatus};
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
 
-use crate::geneve::Fixture;
+use crate::geneve::{Fixture, VNI};
 use crate::keys::{Generation, keymgr_config, write_private};
 use crate::netns::{Home, Namespace, run};
 use crate::wire;
@@ -336,7 +336,7 @@ impl Side {
     ) -> Result<bool> {
         let mac = inner_mac(number);
         let kernel = self.namespace.ip(&format!(
-            "link add {TUNNEL} address {mac} type geneve id 77 remote {remote} dstport 6081 df {}",
+            "link add {TUNNEL} address {mac} type geneve id {VNI} remote {remote} dstport 6081 df {}",
             if plan.dont_fragment { "set" } else { "unset" }
         ));
         if kernel.is_err() {

@@ -91,6 +91,8 @@ pub enum Results {
     Iperf(Iperf),
     /// More SAs, more workers.
     Scale(Scale),
+    /// Two workers of one process, whose host ports are TAPs and whose wire is memory.
+    Loop(Loop),
     /// The fault campaign.
     Faults(Faults),
 }
@@ -104,6 +106,7 @@ impl Results {
             Self::Iperf(iperf) if iperf.place == Place::Remote => "iperf-remote",
             Self::Iperf(_) => "iperf",
             Self::Scale(_) => "scale",
+            Self::Loop(_) => "loop",
             Self::Faults(_) => "faults",
         }
     }
@@ -242,6 +245,9 @@ pub struct Round {
     pub latency: Option<Latency>,
     /// What was on the wire.
     pub wire: OnWire,
+    /// How large the superpackets of the host ports were; of a memory wire.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superpackets: Option<Superpackets>,
     /// In an emulated guest: instructions of the whole guest for a byte of payload.
     pub instructions_per_byte: Option<f64>,
 }
@@ -272,6 +278,36 @@ pub struct OnWire {
     pub geneve: u64,
     /// Anything else: other tunnels.
     pub other: u64,
+}
+
+/// Packets of a superpacket, on average.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Superpackets {
+    /// That one that a worker has read was cut into.
+    pub cut: f64,
+    /// That one that a worker has written was joined of.
+    pub joined: f64,
+}
+
+/// A memory wire: TCP from one host port over both workers to the other.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Loop {
+    /// Seconds of each run.
+    pub seconds: u32,
+    /// Threads: one that takes turns with both workers, or one for each.
+    pub threads: u32,
+    /// MTU that the wire is taken to have.
+    pub mtu: u32,
+    /// MTU of the tunnel's inner side.
+    pub inner_mtu: u32,
+    /// What makes Geneve: `kernel` or `fixture`.
+    pub geneve: String,
+    /// Backend of each cipher.
+    pub aead: BTreeMap<String, String>,
+    /// What was measured: sides `null-tap` and `culvert-tap`. Each round's `wire` is what the workers say of themselves.
+    pub series: Vec<Series>,
 }
 
 /// More SAs, more workers.

@@ -23,6 +23,10 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
         bench_interrupted_keeps_what_it_measured,
     ),
     ("bench_of_many_sas", bench_of_many_sas),
+    (
+        "bench_loop_carries_superpackets",
+        bench_loop_carries_superpackets,
+    ),
 ];
 
 fn bench(words: &str, records: &Path) -> Result<Command> {
@@ -48,12 +52,20 @@ fn iperf(record: Record) -> Result<Iperf> {
     }
 }
 
-/// Labs but those of `own`.
+/// Whether a lab's process is still there: then somebody else is at work on this machine.
+fn in_use(name: &str) -> bool {
+    let pid = name
+        .strip_prefix("cv")
+        .and_then(|rest| rest.split('x').next());
+    pid.is_some_and(|pid| Path::new("/proc").join(pid).exists())
+}
+
+/// Labs that were left, but those of `own`.
 fn labs(own: &[&Lab]) -> Vec<String> {
     let names = fs::read_dir(ROOT).into_iter().flatten().flatten();
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let owns = |name: &String| own.iter().any(|lab| lab.home.path().ends_with(name));
-    names.filter(|name| !owns(name)).collect()
+    names.filter(|name| !owns(name) && !in_use(name)).collect()
 }
 
 fn bench_keeps_what_it_measures() -> Result<()> {
@@ -191,6 +203,47 @@ fn bench_of_many_sas() -> Result<()> {
             point.datapath_mib < 96.0 * workers && point.keymgr_mib < 25.0,
             "{point:?}"
         );
+    }
+    Ok(())
+}
+
+fn bench_loop_carries_superpackets() -> Result<()> {
+    for threads in [1, 2] {
+        let folder = tempfile::tempdir()?;
+        let words = format!("loop --threads {threads} --loads tcp --rounds 1 --seconds 1");
+        let output = bench(&words, folder.path())?.output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if said.contains("no superpackets of tunnels") {
+            return Ok(());
+        }
+        ensure!(output.status.success(), "{said}");
+        ensure!(said.contains("[2/2, "), "no progress: {said}");
+        let record = record(folder.path())?;
+        ensure!(record.complete, "{record:?}");
+        let Results::Loop(looped) = record.results else {
+            anyhow::bail!("another record");
+        };
+        ensure!(looped.threads == threads && looped.series.len() == 2);
+        for series in &looped.series {
+            let round = series.rounds.first().context("no round")?;
+            let sealed = series.side == "culvert-tap";
+            ensure!(round.gbit_per_s > 0.0, "{series:?}");
+            // An MTU's worth each, and what acknowledges them.
+            let packets = round.gbit_per_s * 1e9 / 8.0 / 1_500.0;
+            let [there, not] = match sealed {
+                true => [round.wire.esp, round.wire.geneve],
+                false => [round.wire.geneve, round.wire.esp],
+            };
+            ensure!(there as f64 > packets * 0.8 && not == 0, "{series:?}");
+            let superpackets = round.superpackets.context("no superpackets")?;
+            ensure!(
+                superpackets.cut > 3.0 && superpackets.joined > 1.5,
+                "{series:?}"
+            );
+            let workers = if threads == 1 { "workers" } else { "worker a" };
+            ensure!(round.cores[workers] > 0.0, "{series:?}");
+        }
+        ensure!(labs(&[]).is_empty(), "left: {:?}", labs(&[]));
     }
     Ok(())
 }

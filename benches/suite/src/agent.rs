@@ -14,6 +14,7 @@ mod wireguard;
 use std::io::{BufRead, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -189,7 +190,7 @@ impl Agent {
             Request::Setup(setup) => self.set_up(&setup).map(|()| Reply::Done),
             Request::Ready => self.ready().map(|()| Reply::Done),
             Request::Serve { address } => {
-                load::serve(&self.home, address)?;
+                load::serve(&self.home, Command::new("iperf3"), address)?;
                 probe::echo(address, &self.end)?;
                 Ok(Reply::Done)
             }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use culvert_bench::run::collect::{Collector, keep};
 use culvert_bench::run::stage::Remote;
-use culvert_bench::run::{Event, Stop, guest, iperf, micro, scale};
+use culvert_bench::run::{Event, Stop, guest, iperf, looped, micro, scale};
 use culvert_bench::way::Way;
 use culvert_bench::{agent, report};
 use culvert_proto::channel::Lock;
@@ -29,6 +29,8 @@ enum Command {
     Iperf(IperfArguments),
     /// More SAs, more workers: throughput and memory
     Scale(ScaleArguments),
+    /// The host port alone: iperf3 over TAPs and two workers whose wire is memory, with ESP and without
+    Loop(LoopArguments),
     /// Pieces of the packet's way in memory, by criterion and in clocks; needs the source tree
     Micro(MicroArguments),
     /// Make tables, charts and a page from the records
@@ -123,6 +125,28 @@ struct ScaleArguments {
 }
 
 #[derive(Args)]
+struct LoopArguments {
+    /// Ciphers
+    #[arg(long, value_delimiter = ',', default_values = ["aes256gcm16"], value_parser = cipher)]
+    ciphers: Vec<String>,
+    /// Loads
+    #[arg(long, value_delimiter = ',', default_values = ["tcp-85k", "tcp"], value_parser = looped::LOADS)]
+    loads: Vec<String>,
+    /// One thread for both workers, which take turns, or two
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+    threads: u32,
+    /// Rounds, in each of which both sides have their turn
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Length of each run
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Folder to keep the record in
+    #[arg(long, value_name = "DIR", default_value = "bench-results")]
+    records: PathBuf,
+}
+
+#[derive(Args)]
 struct MicroArguments {
     /// How often
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -160,6 +184,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Iperf(arguments) => run_iperf(arguments),
         Command::Scale(arguments) => run_scale(arguments),
+        Command::Loop(arguments) => run_loop(arguments),
         Command::Micro(arguments) => {
             can_keep(&arguments.records)?;
             let record = micro::measure(arguments.passes, &Stop::on_signal()?)?;
@@ -281,6 +306,26 @@ fn run_scale(arguments: ScaleArguments) -> Result<ExitCode> {
     let failures = collector.failures();
     finish(result, &stop, failures, &arguments.records, |complete| {
         collector.scale(own_command(), complete)
+    })
+}
+
+fn run_loop(arguments: LoopArguments) -> Result<ExitCode> {
+    must_be_root()?;
+    can_keep(&arguments.records)?;
+    let _alone = alone()?;
+    let stop = Stop::on_signal()?;
+    let options = looped::Options {
+        ciphers: arguments.ciphers,
+        loads: arguments.loads,
+        threads: arguments.threads,
+        rounds: arguments.rounds,
+        seconds: arguments.seconds,
+    };
+    let mut collector = Collector::new("");
+    let result = looped::measure(&options, &stop, &mut |event| collector.hear(event));
+    let failures = collector.failures();
+    finish(result, &stop, failures, &arguments.records, |complete| {
+        collector.looped(own_command(), &options, complete)
     })
 }
 

@@ -1,12 +1,13 @@
 //! Measuring: which steps there are, in which order, what is said meanwhile, and what is kept.
 //!
-//! [`iperf`] and [`scale`] take steps on a [`stage`], one after the other, and tell each as an [`Event`]. A [`collect::Collector`]
-//! shows how far it is and makes the record; in a guest, events go to who has started the guest instead ([`guest`]). What was
+//! [`iperf`] and [`scale`] take steps on a [`stage`], one after the other, and tell each as an [`Event`]; [`looped`] does so with workers in this
+//! process. A [`collect::Collector`] shows how far it is and makes the record; in a guest, events go to who has started the guest instead ([`guest`]). What was
 //! measured until ^C is kept.
 
 pub mod collect;
 pub mod guest;
 pub mod iperf;
+pub mod looped;
 pub mod micro;
 pub mod scale;
 pub mod stage;
@@ -38,7 +39,7 @@ pub enum Event {
     },
     /// A step begins.
     Step(String),
-    /// A step of [`iperf`] is done.
+    /// A step of [`iperf`] or [`looped`] is done.
     Round {
         /// Who protects.
         side: String,

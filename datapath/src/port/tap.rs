@@ -13,6 +13,7 @@ use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use culvert_esp::buffer::Frame as _;
+use culvert_esp::{MAX_HEADROOM, MAX_TAILROOM};
 use culvert_gso::coalesce::{Checksums, Coalescer, Settings};
 use culvert_gso::segment::{Fit, Segment, Superpacket};
 use culvert_gso::vnet::{Header, LONGEST, Layout};
@@ -26,6 +27,9 @@ use crate::worker::BATCH;
 
 /// The longest frame that a TAP gives: `TAP_MAX_MTU` is the longest IP packet, and an Ethernet header with VLAN tags.
 const LONGEST_FRAME: usize = 65_535 + 32;
+/// Ethernet's header, and two VLAN tags, which may stand in it.
+const ETHERNET: usize = 14;
+const VLAN_TAGS: usize = 8;
 /// Frames that are sent at once.
 const QUEUE: usize = 2 * BATCH;
 /// Turns without a look at the queue after there was nothing in it: to look is a system call, all else of an idle turn none.
@@ -54,6 +58,18 @@ pub struct Lengths {
     pub most: usize,
     /// What is no longer, fits under every SA.
     pub fits: usize,
+}
+
+impl Lengths {
+    /// Those of a wire that takes IP packets of up to `mtu` bytes.
+    #[must_use]
+    pub fn of_wire(mtu: usize) -> Self {
+        let most = ETHERNET + mtu;
+        Self {
+            most: most + VLAN_TAGS,
+            fits: most.saturating_sub(MAX_HEADROOM + MAX_TAILROOM),
+        }
+    }
 }
 
 /// A superpacket in the buffer that is not cut to its end.

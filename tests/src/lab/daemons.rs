@@ -50,6 +50,21 @@ fn mount_bpffs(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+impl Side {
+    /// Has the fixture, if there is one, take Geneve that arrives at `interface`, too.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn listen_on(&mut self, interface: &str) -> Result<()> {
+        let Some(geneve) = &mut self.geneve else {
+            return Ok(());
+        };
+        let pins = self.folder.join("lab-bpf");
+        let namespace = &self.namespace;
+        namespace.within(|| geneve.decap_on(interface, &pins))
+    }
+}
+
 impl Lab {
     /// Starts the datapath of a side; what it left pinned is taken over.
     ///
@@ -93,12 +108,7 @@ impl Lab {
         if let Some(status) = ended {
             bail!("culvert-datapath: {status}; {}", tail(&log));
         }
-        if let Some(geneve) = &mut side.geneve {
-            // Its host port may be a new one.
-            let pins = folder.join("lab-bpf");
-            let namespace = side.namespace.clone();
-            namespace.within(|| geneve.decap_on(HOST_PORT, &pins))?;
-        }
+        side.listen_on(HOST_PORT)?;
         Ok(())
     }
 

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use culvert_proto::{DATAPATH_SOCKET, KEYMGR_SOCKET};
+use culvert_tests::geneve::VNI;
 use culvert_tests::keys::write_private;
 use culvert_tests::lab::{datapath_status, keymgr_status, tail};
 use culvert_tests::netns::{Home, run, wait_for};
 
 use super::usage::{Usage, memory};
-use super::{Setup, own_program, tunnel};
+use super::{Setup, own_program};
 use crate::way::Way;
 
 /// The host port: not that of a Culvert that is installed, which a run between machines must leave alone.
@@ -167,8 +168,7 @@ fn keys(setup: &Setup) -> Result<String> {
         // What is guarded passes by the workers, also what a policy lets go in clear.
         write!(
             text,
-            "[[policy]]\n{ends}vni = [{}]\naction = \"bypass\"\n[[policy]]\n{ends}action = \"discard\"\n",
-            tunnel::VNI
+            "[[policy]]\n{ends}vni = [{VNI}]\naction = \"bypass\"\n[[policy]]\n{ends}action = \"discard\"\n"
         )?;
         return Ok(text);
     }
@@ -192,7 +192,7 @@ fn keys(setup: &Setup) -> Result<String> {
             SPIS[1 - setup.number] + number
         )?;
         if setup.sas > 0 {
-            writeln!(text, "vni = [{}]", tunnel::VNI + number)?;
+            writeln!(text, "vni = [{}]", VNI + number)?;
         }
     }
     Ok(text)

@@ -63,12 +63,11 @@ pub struct Done {
     pub server: f64,
 }
 
-/// Starts a server for clients, one after the other.
-pub(super) fn serve(home: &Home, address: IpAddr) -> Result<()> {
+/// Starts a server for clients, one after the other. `iperf3` is the program, to be run where `address` is.
+pub(crate) fn serve(home: &Home, mut iperf3: Command, address: IpAddr) -> Result<()> {
     let log = home.path().join("iperf3.log");
-    let mut command = Command::new("iperf3");
-    command.args(["-s", "--forceflush", "-B", &address.to_string()]);
-    home.spawn(command, &log)?;
+    iperf3.args(["-s", "--forceflush", "-B", &address.to_string()]);
+    home.spawn(iperf3, &log)?;
     wait_for("iperf3", Duration::from_secs(10), || listens(&log))
 }
 
@@ -77,7 +76,7 @@ fn listens(log: &Path) -> bool {
 }
 
 /// Runs a load.
-pub(super) fn send(load: &Load, to: IpAddr, seconds: u32) -> Result<Done> {
+pub(crate) fn send(load: &Load, to: IpAddr, seconds: u32) -> Result<Done> {
     match *load {
         Load::Tcp {
             streams,

@@ -7,10 +7,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use culvert_tests::geneve::VNI;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
-
-use super::tunnel::VNI;
 
 /// Geneve's UDP port.
 const PORT: u16 = 6081;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
-use culvert_tests::geneve::Fixture;
+use culvert_tests::geneve::{Fixture, VNI};
 use culvert_tests::netns::{ip, run};
 
 use super::Setup;
@@ -15,8 +15,6 @@ use super::Setup;
 const DEVICE: &str = "cvbench0";
 /// The other end of the lab's.
 const INSIDE: &str = "cvbench0p";
-/// Its VNI: [`Fixture`] has no other.
-pub(super) const VNI: u32 = 77;
 
 /// A tunnel's end, which goes when this is dropped.
 pub(super) struct Tunnel {

@@ -46,7 +46,7 @@ pub struct Usage {
 
 impl Usage {
     /// Of the machine, without any party.
-    pub(super) fn of_machine() -> Result<Self> {
+    pub(crate) fn of_machine() -> Result<Self> {
         let text = fs::read_to_string("/proc/stat")?;
         let ticks: Vec<f64> = text
             .lines()

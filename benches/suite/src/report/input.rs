@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use culvert_tests::record::{Faults, Host, Iperf, Micro, Record, Results, Scale};
+use culvert_tests::record::{Faults, Host, Iperf, Loop, Micro, Record, Results, Scale};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -109,6 +109,15 @@ impl Input {
             })
     }
 
+    pub(super) fn loops(&self) -> impl Iterator<Item = (&Named, &Loop)> {
+        self.newest
+            .iter()
+            .filter_map(|named| match &named.record.results {
+                Results::Loop(looped) => Some((named, looped)),
+                _ => None,
+            })
+    }
+
     pub(super) fn faults(&self) -> impl Iterator<Item = (&Named, &Faults)> {
         self.newest
             .iter()
@@ -162,6 +171,7 @@ fn within_results(value: &Value) -> Option<anyhow::Error> {
     match what.as_str()? {
         "micro" => typed::<Micro>(&results, "results.").err(),
         "iperf" => typed::<Iperf>(&results, "results.").err(),
+        "loop" => typed::<Loop>(&results, "results.").err(),
         "scale" => typed::<Scale>(&results, "results.").err(),
         "faults" => typed::<Faults>(&results, "results.").err(),
         _ => None,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use culvert_tests::record::{Iperf, Latency, Micro, Place, Record, Results, Round, SCHEMA, Scale};
+use culvert_tests::record::{Latency, Micro, Place, Record, Results, Round, SCHEMA, Scale, Series};
 use serde_json::Value;
 
 use crate::way::Way;
@@ -57,7 +57,8 @@ pub(super) fn record(record: &Record) -> Result<()> {
     ensure!(!record.commands.is_empty(), "commands: are empty");
     match &record.results {
         Results::Micro(results) => micro(results),
-        Results::Iperf(results) => iperf(results),
+        Results::Iperf(results) => series(&results.series, results.place != Place::Remote),
+        Results::Loop(results) => series(&results.series, true),
         Results::Scale(results) => scale(results),
         Results::Faults(results) => {
             ensure!(!results.events.is_empty(), "results.events: are empty");
@@ -89,10 +90,11 @@ fn micro(micro: &Micro) -> Result<()> {
     Ok(())
 }
 
-fn iperf(iperf: &Iperf) -> Result<()> {
-    ensure!(!iperf.series.is_empty(), "results.series: are empty");
+/// `watched`: what is said of the wire was seen there; at a NIC's own end the kernel shows what it has opened once more.
+fn series(all: &[Series], watched: bool) -> Result<()> {
+    ensure!(!all.is_empty(), "results.series: are empty");
     let mut seen = BTreeSet::new();
-    for (index, series) in iperf.series.iter().enumerate() {
+    for (index, series) in all.iter().enumerate() {
         let path = format!("results.series[{index}]");
         let name = (&series.side, &series.cipher, &series.load);
         ensure!(
@@ -103,8 +105,6 @@ fn iperf(iperf: &Iperf) -> Result<()> {
         );
         ensure!(!series.rounds.is_empty(), "{path}.rounds: are empty");
         let sealed = protects(&series.side);
-        // At a NIC's own end the kernel shows what it has opened once more.
-        let watched = iperf.place != Place::Remote;
         for (number, round) in series.rounds.iter().enumerate() {
             let path = format!("{path}.rounds[{number}]");
             ensure!(

@@ -5,6 +5,7 @@ mod compared;
 mod faults;
 mod instructions;
 mod latency;
+mod looped;
 mod names;
 mod records;
 mod rounds;
@@ -24,6 +25,7 @@ pub(super) fn document(input: &Input) -> Document {
         ("Throughput of a core", throughput::of_a_core(input)),
         ("UDP by size of packets", throughput::by_size(input)),
         ("Round trips under load", latency::blocks(input)),
+        ("The host port alone", looped::blocks(input)),
         ("Clocks of a packet", clocks::blocks(input)),
         ("Nanoseconds of a packet", times::blocks(input)),
         ("Instructions of a packet", instructions::blocks(input)),

@@ -139,12 +139,13 @@ fn what_cannot_be_a_record_is_refused() {
 }
 
 /// Every section, once.
-const SECTIONS: [&str; 11] = [
+const SECTIONS: [&str; 12] = [
     "Beside the kernel's IPsec",
     "Throughput",
     "Throughput of a core",
     "UDP by size of packets",
     "Round trips under load",
+    "The host port alone",
     "Clocks of a packet",
     "Nanoseconds of a packet",
     "Instructions of a packet",

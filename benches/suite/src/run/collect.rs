@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use culvert_tests::record::{Host, Iperf, Place, Record, Results, Round, Scale, Series, Wire};
+use culvert_tests::record::{
+    Host, Iperf, Loop, Place, Record, Results, Round, Scale, Series, Wire,
+};
 
-use super::{Event, Served};
+use super::{Event, Served, looped};
 
 /// What was heard so far.
 pub struct Collector {
@@ -157,6 +159,31 @@ impl Collector {
         ))
     }
 
+    /// The record of the loop.
+    ///
+    /// # Errors
+    /// Nothing was measured.
+    pub fn looped(
+        self,
+        command: String,
+        options: &looped::Options,
+        complete: bool,
+    ) -> Result<Record> {
+        ensure!(!self.series.is_empty(), "nothing was measured");
+        let results = Results::Loop(Loop {
+            seconds: options.seconds,
+            threads: options.threads,
+            mtu: self.wire.mtu,
+            inner_mtu: self.wire.inner_mtu,
+            geneve: self.wire.geneve,
+            aead: self.aead,
+            series: self.series,
+        });
+        let host = self.hosts.into_iter().next().unwrap_or_default();
+        let complete = complete && self.failed == 0;
+        Ok(Record::new(host, vec![command], complete, results))
+    }
+
     /// The record of the scale run.
     ///
     /// # Errors
@@ -199,6 +226,13 @@ fn shown(round: &Round) -> String {
             text,
             ", round trip {:.0} µs, 99 % {:.0}",
             latency.p50, latency.p99
+        );
+    }
+    if let Some(superpackets) = &round.superpackets {
+        let _ = write!(
+            text,
+            ", superpackets of {:.1} out, {:.1} in",
+            superpackets.cut, superpackets.joined
         );
     }
     if let Some(instructions) = round.instructions_per_byte {

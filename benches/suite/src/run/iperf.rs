@@ -53,7 +53,7 @@ const TENTH: u64 = 150_000_000;
 /// Microseconds between probes.
 const PROBE: u32 = 1_000;
 
-fn load(name: &str) -> Result<Load> {
+pub(super) fn load(name: &str) -> Result<Load> {
     let tcp = |streams, talk_window, rate| Load::Tcp {
         streams,
         talk_window,
@@ -155,7 +155,7 @@ pub fn measure(options: &Options, stop: &Stop, tell: &mut dyn FnMut(Event)) -> R
     Ok(())
 }
 
-fn of(cipher: Option<&str>) -> String {
+pub(super) fn of(cipher: Option<&str>) -> String {
     cipher.map_or_else(String::new, |cipher| format!(" {cipher}"))
 }
 
@@ -236,6 +236,7 @@ fn one(
         lost_percent: done.lost_percent,
         latency,
         wire,
+        superpackets: None,
         // In the guest, a nanosecond is an instruction. UDP is tried at several rates, so there is no such number.
         instructions_per_byte: (options.place == Place::Guest && probe > 0)
             .then(|| (after[0].busy - before[0].busy) * 1e9 / bytes),

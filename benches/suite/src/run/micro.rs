@@ -12,13 +12,14 @@ use serde_json::Value;
 use super::Stop;
 
 /// The benches, and what cargo is told for each. ring is compared with, and not used.
-const BENCHES: [(&str, &str); 6] = [
+const BENCHES: [(&str, &str); 7] = [
     ("aead", " --features ring"),
     ("esp", ""),
     ("pipeline", ""),
     ("replay", ""),
     ("spd", ""),
     ("gso", ""),
+    ("tap", ""),
 ];
 
 /// Runs them `passes` times.
@@ -34,7 +35,8 @@ pub fn measure(passes: u32, stop: &Stop) -> Result<Record> {
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     // Not where criterion keeps what a developer compares with.
     let results = target.join("criterion-suite");
-    let (mut times, mut clocks) = (BTreeMap::new(), Vec::new());
+    let mut times = BTreeMap::<String, Vec<f64>>::new();
+    let mut clocks = Vec::new();
     let mut complete = true;
     'passes: for pass in 1..=passes {
         for (bench, options) in BENCHES {
@@ -56,6 +58,9 @@ pub fn measure(passes: u32, stop: &Stop) -> Result<Record> {
             ensure!(output.status.success(), "bench {bench}: {}", output.status);
             let text = String::from_utf8_lossy(&output.stdout);
             clocks.extend(text.lines().filter_map(parse));
+            for (id, ns) in text.lines().filter_map(parse_time) {
+                times.entry(id).or_default().push(ns);
+            }
             read(&results, &mut times)?;
         }
     }
@@ -129,6 +134,12 @@ fn parse(line: &str) -> Option<Clocks> {
     })
 }
 
+/// A line of a bench that is not criterion's: `time ID ns=… …`, where ID may have spaces.
+fn parse_time(line: &str) -> Option<(String, f64)> {
+    let (id, values) = line.strip_prefix("time ")?.split_once(" ns=")?;
+    Some((id.to_owned(), values.split(' ').next()?.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,5 +161,9 @@ mod tests {
         );
         assert_eq!((clocks.bytes, clocks.batch, clocks.bare), (64, 1, None));
         assert!(parse("test result: ok").is_none());
+        let line = "time tap/out/read, one buffer/8 ns=5012 low=4900 high=5600 clocks=12280";
+        let time = parse_time(line).unwrap();
+        assert_eq!(time, ("tap/out/read, one buffer/8".to_owned(), 5012.0));
+        assert!(parse_time("time to go").is_none());
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use culvert_tests::record::{
-    Clocks, Fault, Faults, Host, Iperf, Latency, Micro, OnWire, Place, Point, Record, Results,
-    Round, SCHEMA, Scale, Series, Time, Traffic, Wire,
+    Clocks, Fault, Faults, Host, Iperf, Latency, Loop, Micro, OnWire, Place, Point, Record,
+    Results, Round, SCHEMA, Scale, Series, Superpackets, Time, Traffic, Wire,
 };
 
 /// Sides with how fast they are, in Gbit/s over TCP, and whether they have a cipher.
@@ -34,7 +34,7 @@ const CIPHERS: [(&str, f64); 3] = [
 
 /// Writes all of them, as they are written for good.
 pub(super) fn write(folder: &Path) {
-    for record in [iperf(), guest(), micro(), scale(), faults()] {
+    for record in [iperf(), guest(), micro(), looped(), scale(), faults()] {
         keep(folder, &record);
     }
     let mut older = iperf();
@@ -182,6 +182,7 @@ fn round(side: &str, rate: f64, bytes: Option<f64>, place: Place, number: u8) ->
             geneve: if sealed { 0 } else { 100_000 },
             other: 0,
         },
+        superpackets: None,
         instructions_per_byte: (place == Place::Guest).then_some(60.0 / rate * wobble),
     }
 }
@@ -230,6 +231,37 @@ pub(super) fn micro() -> Record {
         "culvert-bench run --part micro",
         Results::Micro(results),
     )
+}
+
+pub(super) fn looped() -> Record {
+    let round = |gbit_per_s: f64| Round {
+        gbit_per_s,
+        cores: BTreeMap::from([("workers".to_owned(), 0.9), ("machine".to_owned(), 1.9)]),
+        superpackets: Some(Superpackets {
+            cut: 43.0,
+            joined: 30.0,
+        }),
+        ..Round::default()
+    };
+    let series = |side: &str, cipher: Option<&str>, rate: f64| Series {
+        side: side.to_owned(),
+        cipher: cipher.map(str::to_owned),
+        load: "tcp".to_owned(),
+        rounds: vec![round(rate), round(rate * 1.1)],
+    };
+    let results = Loop {
+        seconds: 3,
+        threads: 1,
+        mtu: 1600,
+        inner_mtu: 1500,
+        geneve: "fixture".to_owned(),
+        aead: BTreeMap::new(),
+        series: vec![
+            series("null-tap", None, 6.0),
+            series("culvert-tap", Some("aes256gcm16"), 4.8),
+        ],
+    };
+    record(machine(), "culvert-bench loop", Results::Loop(results))
 }
 
 pub(super) fn scale() -> Record {
