@@ -224,11 +224,14 @@ impl Pool {
         pool
     }
 
-    /// Adds `frames` long frames of `size` bytes, on the heap, which is never freed. Once, and longer than a chunk.
+    /// Adds `frames` long frames of `size` bytes, on the heap, which is never freed.
+    ///
+    /// # Panics
+    /// There are some already, or they would be no longer than a chunk.
     pub fn add_long(&mut self, frames: u32, size: u32) {
         assert!(
             self.long == 0 && size > self.chunk,
-            "long frames are added once"
+            "long frames are added once, and are long"
         );
         let memory = vec![0_u8; frames as usize * size as usize].leak();
         let base = NonNull::from(memory).cast::<u8>();

@@ -115,8 +115,8 @@ mod tests {
     const LONGS: usize = 2;
 
     fn pool() -> Pool {
-        let mut pool = Pool::on_heap(CHUNKS as u32, CHUNK);
-        pool.add_long(LONGS as u32, LONG);
+        let mut pool = Pool::on_heap(u32::try_from(CHUNKS).unwrap(), CHUNK);
+        pool.add_long(u32::try_from(LONGS).unwrap(), LONG);
         pool
     }
 
@@ -218,7 +218,7 @@ mod tests {
             let frame = long(&mut pool, &wanted);
             let mut pieces = Vec::new();
             scatter(frame, 17, &mut pool, |piece, more| {
-                pieces.push((piece, more))
+                pieces.push((piece, more));
             })
             .unwrap();
             assert_eq!(pieces.len(), length.div_ceil(PIECE));
