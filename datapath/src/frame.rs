@@ -246,7 +246,7 @@ impl Pool {
     pub fn add_long(&mut self, frames: u32, size: u32) {
         assert!(
             self.long == 0 && size > self.chunk,
-            "long frames are added once"
+            "long frames are added once, and are long"
         );
         let memory = vec![0_u8; frames as usize * size as usize].leak();
         let base = NonNull::from(memory).cast::<u8>();
