@@ -339,7 +339,7 @@ impl<W: Port, H: Port> Worker<W, H> {
         (self.wire, self.host)
     }
 
-    /// The wire ports, the host port and the pool, for tests.
+    /// The wire ports, the host port and the pool, for tests and benchmarks.
     pub fn parts(&mut self) -> (&mut [W], &mut H, &mut Pool) {
         (&mut self.wire, &mut self.host, &mut self.pool)
     }

@@ -38,7 +38,8 @@ impl Lane {
         }))
     }
 
-    fn ring(&self) {
+    /// Under the lock of the frames, as the answer is: a bell that is answered while it is rung would stay unheard.
+    fn ring(&self, _locked: &MutexGuard<'_, VecDeque<Frame>>) {
         if !self.rung.swap(true, Ordering::Relaxed) {
             let _ = self.bell.write(1);
         }
@@ -80,7 +81,7 @@ impl Port for JoinedPort {
         drop(empty);
         let mut frames = lock(&self.into.frames);
         if frames.is_empty() {
-            // Answered under the lock: who sends after that, rings again.
+            // Who sends after that, rings again.
             if self.into.rung.swap(false, Ordering::Relaxed) {
                 let _ = self.into.bell.read();
             }
@@ -89,14 +90,18 @@ impl Port for JoinedPort {
         let mut empty = lock(&self.into.empty);
         let mut count = 0;
         while count < most && !frames.is_empty() {
-            // Without an empty one to be had, it waits, as behind a NIC that is full.
+            // Without an empty one to be had, it waits. Under load one way, no more than acknowledgements come back, so that
+            // never both pools are empty.
             let Some(free) = pool.take() else { break };
             empty.frames.push(free);
             batch.extend(frames.pop_front());
             count += 1;
         }
-        if count > 0 && std::mem::take(&mut empty.wanted) {
-            self.out.ring();
+        let wanted = count > 0 && std::mem::take(&mut empty.wanted);
+        drop(empty);
+        drop(frames);
+        if wanted {
+            self.out.ring(&lock(&self.out.frames));
         }
         count
     }
@@ -112,7 +117,7 @@ impl Port for JoinedPort {
         }
         let mut frames = lock(&self.out.frames);
         frames.extend(self.queued.drain(..));
-        self.out.ring();
+        self.out.ring(&frames);
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
