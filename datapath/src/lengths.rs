@@ -23,7 +23,8 @@ pub enum Buffers {
 }
 
 impl Buffers {
-    /// The longest IP packets that the host port takes, in bytes.
+    /// The longest IP packets that the host port takes, in bytes: as long as can be, whatever the NIC has, as datagrams that came in
+    /// fragments go up the stack whole.
     #[must_use]
     pub const fn longest(self) -> u32 {
         match self {

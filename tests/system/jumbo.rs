@@ -90,7 +90,7 @@ fn crosses(plan: Plan) -> Result<Lab> {
     ensure!(counts.esp.bytes > 80 * 8000, "{counts:?}");
     let [there, back] = load::iperf_both_ways(&lab, 2)?;
     ensure!(
-        there.gbit_per_s > 0.05 && back.gbit_per_s > 0.05,
+        there.gbit_per_s > 0.01 && back.gbit_per_s > 0.01,
         "{there:?} {back:?}"
     );
     let counts = take_counts(&lab.underlay)?;
@@ -152,7 +152,7 @@ fn jumbo_wire_with_ordinary_guests() -> Result<()> {
         lab.start_culvert()?;
         take_counts(&lab.underlay)?;
         let throughput = load::iperf(&lab, 2)?;
-        ensure!(throughput.gbit_per_s > 0.05, "{throughput:?}");
+        ensure!(throughput.gbit_per_s > 0.01, "{throughput:?}");
         let counts = take_counts(&lab.underlay)?;
         ensure!(
             counts.plaintext_geneve.packets == 0 && counts.esp.packets > 1000,

@@ -78,7 +78,7 @@ struct Stock {
 }
 
 impl Supply<HeapFrame> for Stock {
-    fn take(&mut self) -> Option<HeapFrame> {
+    fn take(&mut self, _length: usize) -> Option<HeapFrame> {
         self.taken += 1;
         Some(HeapFrame::new(CHUNK, &[], 0))
     }
