@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use culvert_datapath::lengths::Buffers;
+use culvert_datapath::tap::Tap;
 
 use super::Finding;
 use super::links::{self, Kind, Link};
@@ -56,6 +57,7 @@ pub(super) fn examine(wire: &str, host_port: &str) -> Vec<Finding> {
             ),
         },
     ];
+    findings.push(superpackets());
     // Without AF_XDP other findings say more.
     let buffers = Buffers::for_mtu(nic.mtu).unwrap_or(Buffers::One);
     findings.extend(mtu(nic, &links, buffers));
@@ -189,6 +191,29 @@ fn host_offloads(host_port: &str, features: &BTreeMap<String, bool>) -> Finding 
 }
 
 /// What was opened comes in by the host port, though the way back is by the NIC.
+/// Tried by a TAP that is gone at once.
+fn superpackets() -> Finding {
+    const CHECK: &str = "superpackets";
+    match Tap::has_superpackets() {
+        Ok(true) => Finding::ok(
+            CHECK,
+            "the host port can be a TAP that moves 64 KiB at once",
+        ),
+        Ok(false) => Finding::warn(
+            CHECK,
+            "this kernel has none of tunnels: the host port is a veth pair, and TCP slower",
+            "Linux 6.17 or later",
+        ),
+        Err(error) => Finding::warn(
+            CHECK,
+            format!(
+                "there can be no TAP, so the host port is a veth pair, and TCP slower: {error:#}"
+            ),
+            "modprobe tun",
+        ),
+    }
+}
+
 fn rp_filter(host_port: &str, all: &str, own: &str) -> Finding {
     // The kernel takes the larger value of both: 0 off, 1 strict, 2 loose.
     let value = |text: &str| text.trim().parse().unwrap_or(0);
