@@ -46,13 +46,20 @@ impl Tap {
     /// # Errors
     /// There is no TUN driver, or `name` is another kind of interface.
     pub fn open(name: &str, queues: u32) -> Result<Self> {
-        // Without superpackets, the kernel's own GRO is to do what it can, which takes its own place in the kernel.
-        let napi = !Self::has_superpackets()?;
-        let mut all = Vec::new();
-        for _ in 0..queues {
+        let first = open_queue(name, false)?;
+        let layout = offload(&first)?;
+        let mut all = vec![first];
+        // Without superpackets, the kernel's own GRO is to do what it can, which a queue says when it is opened.
+        let napi = layout != Layout::Tunnel;
+        if napi {
+            all.clear();
+        }
+        for _ in all.len()..queues as usize {
             all.push(open_queue(name, napi)?);
         }
-        let layout = offload(all.first().context("a TAP without queues")?)?;
+        if napi {
+            offload(all.first().context("a TAP without queues")?)?;
+        }
         Ok(Self {
             queues: all,
             layout,

@@ -190,7 +190,6 @@ fn host_offloads(host_port: &str, features: &BTreeMap<String, bool>) -> Finding 
     }
 }
 
-/// What was opened comes in by the host port, though the way back is by the NIC.
 /// Tried by a TAP that is gone at once.
 fn superpackets() -> Finding {
     const CHECK: &str = "superpackets";
@@ -214,6 +213,7 @@ fn superpackets() -> Finding {
     }
 }
 
+/// What was opened comes in by the host port, though the way back is by the NIC.
 fn rp_filter(host_port: &str, all: &str, own: &str) -> Finding {
     // The kernel takes the larger value of both: 0 off, 1 strict, 2 loose.
     let value = |text: &str| text.trim().parse().unwrap_or(0);
